@@ -1,0 +1,1 @@
+//! Benchmarks of CMF against its peers, one ratio a row.

@@ -1,0 +1,1 @@
+//! Importers, encoders, recipes and exporters for .cmf files.

@@ -1,0 +1,1 @@
+//! The CMF container: bytes to checked views, writer and reference decode.

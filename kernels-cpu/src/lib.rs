@@ -1,0 +1,1 @@
+//! Instruction-set selection for the CPU kernels of CMF.

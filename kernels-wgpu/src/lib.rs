@@ -1,0 +1,1 @@
+//! WGPU kernels of CMF.

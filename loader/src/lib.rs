@@ -1,0 +1,1 @@
+//! Opens .cmf files: sources, tensors by name, verification and shards.

@@ -1,0 +1,1 @@
+//! Cross-crate tests of CMF: vectors, mutation, laws and the command line.
