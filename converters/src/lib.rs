@@ -1,1 +1,3 @@
 //! Importers, encoders, recipes and exporters for .cmf files.
+
+pub mod error;
