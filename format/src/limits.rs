@@ -1,0 +1,31 @@
+//! Ceilings that a reader sets before it trusts a file.
+
+/// What a reader is willing to hold. A server and a laptop differ, so it is a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest directory in bytes.
+    pub directory_bytes: u64,
+    /// Most records in any one table.
+    pub records: u64,
+    /// Largest decoded size of one compressed segment in bytes.
+    pub decoded_segment_bytes: u64,
+    /// Longest name in bytes.
+    pub name_bytes: u32,
+    /// Most extents of a tensor.
+    pub rank: u16,
+    /// Deepest nesting of nodes, a leaf counting 1.
+    pub node_depth: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            directory_bytes: 1 << 30,
+            records: 1 << 27,
+            decoded_segment_bytes: 1 << 30,
+            name_bytes: 4096,
+            rank: 16,
+            node_depth: 8,
+        }
+    }
+}
