@@ -1,0 +1,85 @@
+//! The checks that are cargo commands. Each takes the workspace it works on, so that the
+//! `can-fail` step can point it at scratch crates that must fail.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cmd::Cmd;
+use crate::python;
+
+/// The fuzz crate is a workspace of its own, which `--workspace` does not reach.
+pub(crate) const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
+
+/// Formatting of every crate, the fuzz crate included.
+pub(crate) fn fmt(root: &Path) -> Result<()> {
+    Cmd::cargo(root).args(["fmt", "--all", "--check"]).run()?;
+    if root.join(FUZZ_MANIFEST).exists() {
+        Cmd::cargo(root)
+            .args(["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"])
+            .run()?;
+    }
+    Ok(())
+}
+
+/// Clippy with warnings denied: the default features of all crates, then, for each crate that
+/// has features, none and all of them.
+pub(crate) fn clippy(root: &Path) -> Result<()> {
+    let clippy = || Cmd::cargo(root).args(["clippy", "--locked", "--all-targets"]);
+    clippy()
+        .args(["--workspace", "--", "-D", "warnings"])
+        .run()?;
+    for package in packages_with_features(root)? {
+        for features in ["--no-default-features", "--all-features"] {
+            clippy()
+                .args(["-p", &package, features, "--", "-D", "warnings"])
+                .run()?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the workspace's packages that declare at least one feature.
+fn packages_with_features(root: &Path) -> Result<Vec<String>> {
+    let text = Cmd::cargo(root)
+        .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
+        .output()?;
+    let metadata: serde_json::Value = serde_json::from_str(&text).context("cargo metadata")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?;
+    let with_features = packages.iter().filter(|package| {
+        package["features"]
+            .as_object()
+            .is_some_and(|features| !features.is_empty())
+    });
+    with_features
+        .map(|package| {
+            package["name"]
+                .as_str()
+                .map(str::to_owned)
+                .context("package has no name")
+        })
+        .collect()
+}
+
+/// Rustdoc with warnings denied.
+pub(crate) fn doc(root: &Path) -> Result<()> {
+    Cmd::cargo(root)
+        .args(["doc", "--locked", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .run()
+}
+
+/// Unit, integration and documentation tests of the whole workspace.
+pub(crate) fn cargo_test(root: &Path) -> Result<()> {
+    Cmd::cargo(root)
+        .args(["test", "--locked", "--workspace"])
+        .run()
+}
+
+/// All tests: the Rust half, then the Python half.
+pub(crate) fn test(root: &Path) -> Result<()> {
+    cargo_test(root)?;
+    python::test(root)
+}
