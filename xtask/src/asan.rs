@@ -14,16 +14,7 @@ pub(crate) const PACKAGE: &str = "cmf-format";
 /// Documentation tests are left out: rustdoc does not pass the flag on.
 pub(crate) fn test(root: &Path, package: &str) -> Result<()> {
     Cmd::cargo(root)
-        .args([
-            "test",
-            "--locked",
-            "-p",
-            package,
-            "--lib",
-            "--tests",
-            "--target",
-            &host(root)?,
-        ])
+        .args(["test", "--locked", "-p", package, "--lib", "--tests", "--target", &host(root)?])
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", "-Zsanitizer=address")
         .env("CARGO_TARGET_DIR", root.join("target/asan"))

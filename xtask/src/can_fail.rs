@@ -151,31 +151,17 @@ license = \"MIT\"
 pub(crate) fn run(root: &Path) -> Result<()> {
     let own = std::env::current_exe().context("path of this program")?;
     for case in CASES {
-        let outcome = |variant: &str| {
-            Cmd::new(&own, root)
-                .args(["can-fail", case.name, variant])
-                .outcome()
-        };
+        let outcome = |variant: &str| Cmd::new(&own, root).args(["can-fail", case.name, variant]).outcome();
         let (passed, printed) = outcome("right")?;
         if !passed {
-            bail!(
-                "{}: the check fails on a crate that is right:\n{printed}",
-                case.name
-            );
+            bail!("{}: the check fails on a crate that is right:\n{printed}", case.name);
         }
         let (passed, printed) = outcome("wrong")?;
         if passed {
-            bail!(
-                "{}: the check passes on a crate that is wrong:\n{printed}",
-                case.name
-            );
+            bail!("{}: the check passes on a crate that is wrong:\n{printed}", case.name);
         }
         if !printed.contains(case.complaint) {
-            bail!(
-                "{}: `{}` is not what the check says:\n{printed}",
-                case.name,
-                case.complaint
-            );
+            bail!("{}: `{}` is not what the check says:\n{printed}", case.name, case.complaint);
         }
         println!("{}: passes when right, fails when wrong", case.name);
     }
@@ -184,18 +170,13 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 /// Runs the check of one case on its `right` or `wrong` crate.
 pub(crate) fn run_case(root: &Path, name: &str, variant: &str) -> Result<()> {
-    let case = CASES
-        .iter()
-        .find(|case| case.name == name)
-        .context("no such case")?;
+    let case = CASES.iter().find(|case| case.name == name).context("no such case")?;
     let text = match variant {
         "right" => case.right,
         "wrong" => case.wrong,
         _ => bail!("`{variant}` is neither right nor wrong"),
     };
-    let dir = root
-        .join("target/can-fail")
-        .join(case.name.replace(' ', "-"));
+    let dir = root.join("target/can-fail").join(case.name.replace(' ', "-"));
     (case.check)(&scratch(&dir, case.file, text)?, root)
 }
 

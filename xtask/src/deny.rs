@@ -14,20 +14,11 @@ use crate::tools;
 pub(crate) fn check(root: &Path, config: &Path) -> Result<()> {
     tools::ensure(root, &tools::DENY)?;
     let manifests = ["Cargo.toml", FUZZ_MANIFEST];
-    for manifest in manifests
-        .into_iter()
-        .filter(|manifest| root.join(manifest).exists())
-    {
+    for manifest in manifests.into_iter().filter(|manifest| root.join(manifest).exists()) {
         Cmd::cargo(root)
             .args(["deny", "--locked", "--manifest-path", manifest, "--config"])
             .arg(config)
-            .args([
-                "check",
-                "--hide-inclusion-graph",
-                "licenses",
-                "bans",
-                "sources",
-            ])
+            .args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"])
             .run()?;
     }
     Ok(())

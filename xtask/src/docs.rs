@@ -10,9 +10,7 @@ use crate::msrv;
 
 /// Checks every tracked Markdown file.
 pub(crate) fn check(root: &Path) -> Result<()> {
-    let tracked = Cmd::new("git", root)
-        .args(["ls-files", "-z", "--", "*.md"])
-        .output()?;
+    let tracked = Cmd::new("git", root).args(["ls-files", "-z", "--", "*.md"]).output()?;
     let stated = msrv::stated(root)?;
     let mut wrong = Vec::new();
     let mut files = 0;
@@ -25,11 +23,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         files += 1;
     }
     if !wrong.is_empty() {
-        bail!(
-            "{} mistakes in Markdown files:\n  {}",
-            wrong.len(),
-            wrong.join("\n  ")
-        );
+        bail!("{} mistakes in Markdown files:\n  {}", wrong.len(), wrong.join("\n  "));
     }
     println!("{files} Markdown files: links lead somewhere, Rust is {stated}");
     Ok(())
@@ -38,15 +32,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 /// Inline links `](target)` to files that do not exist, outside code blocks.
 fn broken_links<'a>(text: &'a str, folder: &'a Path) -> impl Iterator<Item = String> + 'a {
     prose_lines(text).flat_map(move |(number, line)| {
-        let targets = line
-            .split("](")
-            .skip(1)
-            .filter_map(|rest| rest.split(')').next());
+        let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let files = targets.map(|target| target.split('#').next().unwrap_or_default());
         files
-            .filter(|file| {
-                !file.is_empty() && !file.contains("://") && !file.starts_with("mailto:")
-            })
+            .filter(|file| !file.is_empty() && !file.contains("://") && !file.starts_with("mailto:"))
             .filter(|file| !folder.join(file).exists())
             .map(move |file| format!("{number}: link to `{file}`, which does not exist"))
     })
@@ -90,10 +79,7 @@ mod tests {
 
     #[test]
     fn rejects_link_to_nothing() {
-        assert_eq!(
-            links("\nsee [it](none.md)"),
-            ["2: link to `none.md`, which does not exist"]
-        );
+        assert_eq!(links("\nsee [it](none.md)"), ["2: link to `none.md`, which does not exist"]);
     }
 
     #[test]

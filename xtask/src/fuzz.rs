@@ -14,11 +14,7 @@ pub(crate) const DEFAULT_SECONDS: u32 = 10;
 pub(crate) fn smoke(root: &Path, seconds: u32) -> Result<()> {
     tools::ensure(root, &tools::FUZZ)?;
     let host = asan::host(root)?;
-    let fuzz = |command: &str| {
-        Cmd::cargo(root)
-            .args(["fuzz", command])
-            .env("RUSTC_BOOTSTRAP", "1")
-    };
+    let fuzz = |command: &str| Cmd::cargo(root).args(["fuzz", command]).env("RUSTC_BOOTSTRAP", "1");
     let targets = Cmd::cargo(root).args(["fuzz", "list"]).output()?;
     let targets: Vec<&str> = targets.split_whitespace().collect();
     if targets.is_empty() {

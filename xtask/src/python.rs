@@ -21,9 +21,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
 /// The name under which Python 3 is installed.
 pub(crate) fn interpreter(root: &Path) -> Result<&'static str> {
     let is_python3 = |name: &&str| {
-        Cmd::new(name, root)
-            .args(["-c", "import sys; assert sys.version_info[0] == 3"])
-            .succeeds()
+        Cmd::new(name, root).args(["-c", "import sys; assert sys.version_info[0] == 3"]).succeeds()
     };
     ["python3", "python"]
         .into_iter()
@@ -37,10 +35,13 @@ pub(crate) fn interpreter(root: &Path) -> Result<&'static str> {
 fn packages(root: &Path) -> Result<PathBuf> {
     let python = interpreter(root)?;
     let requirements = root.join(REQUIREMENTS);
-    let wanted = std::fs::read_to_string(&requirements)
-        .with_context(|| requirements.display().to_string())?;
+    let wanted =
+        std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
     let version = Cmd::new(python, root)
-        .args(["-c", "import sysconfig; print(sysconfig.get_config_var('SOABI') or sysconfig.get_python_version())"])
+        .args([
+            "-c",
+            "import sysconfig; print(sysconfig.get_config_var('SOABI') or sysconfig.get_python_version())",
+        ])
         .output()?;
     let dir = root.join("target/python").join(version.trim());
     // Written last, so that an interrupted installation is repeated.
@@ -52,19 +53,8 @@ fn packages(root: &Path) -> Result<PathBuf> {
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
     }
     let installed = Cmd::new(python, root)
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ])
-        .args([
-            "--only-binary=:all:",
-            "--requirement",
-            REQUIREMENTS,
-            "--target",
-        ])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(["--only-binary=:all:", "--requirement", REQUIREMENTS, "--target"])
         .arg(&dir)
         .run();
     if let Err(error) = installed {

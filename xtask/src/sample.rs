@@ -40,10 +40,7 @@ fn config() -> String {
 
 /// Names and shapes; a vector for a norm, rows and columns for a matrix.
 fn tensors() -> Vec<(String, Vec<usize>)> {
-    let mut tensors = vec![(
-        "model.embed_tokens.weight".to_owned(),
-        vec![VOCABULARY, HIDDEN],
-    )];
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN])];
     for layer in 0..LAYERS {
         let shapes = [
             ("input_layernorm", vec![HIDDEN]),
@@ -56,9 +53,7 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
             ("mlp.up_proj", vec![INTERMEDIATE, HIDDEN]),
             ("mlp.down_proj", vec![HIDDEN, INTERMEDIATE]),
         ];
-        tensors.extend(
-            shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)),
-        );
+        tensors.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
     }
     tensors.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
     tensors
@@ -72,15 +67,9 @@ fn safetensors(tensors: &[(String, Vec<usize>)]) -> Result<Vec<u8>> {
     for (name, shape) in tensors {
         let start = data.len();
         let is_norm = shape.len() == 1;
-        let deviation = shape
-            .last()
-            .map_or(1.0, |&inputs| 1.0 / (inputs as f32).sqrt());
+        let deviation = shape.last().map_or(1.0, |&inputs| 1.0 / (inputs as f32).sqrt());
         for _ in 0..shape.iter().product() {
-            let weight = if is_norm {
-                1.0 + 0.1 * random.normal()
-            } else {
-                deviation * random.weight()
-            };
+            let weight = if is_norm { 1.0 + 0.1 * random.normal() } else { deviation * random.weight() };
             data.extend_from_slice(&bf16(weight).to_le_bytes());
         }
         let entry = serde_json::json!({
@@ -144,21 +133,14 @@ mod tests {
     fn random_weights_have_unit_deviation() {
         let mut random = Random(1);
         let squares: f32 = (0..10_000).map(|_| random.normal().powi(2)).sum();
-        assert!(
-            (squares / 10_000.0 - 1.0).abs() < 0.05,
-            "mean square {}",
-            squares / 10_000.0
-        );
+        assert!((squares / 10_000.0 - 1.0).abs() < 0.05, "mean square {}", squares / 10_000.0);
     }
 
     #[test]
     fn header_names_all_data() -> Result<()> {
         let tensors = tensors();
         let file = safetensors(&tensors)?;
-        let elements: usize = tensors
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum();
+        let elements: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let header = usize::try_from(u64::from_le_bytes(file[..8].try_into()?))?;
         assert_eq!(file.len(), 8 + header + 2 * elements);
         Ok(())

@@ -28,16 +28,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 
 fn generate(root: &Path, dir: &Path) -> Result<()> {
     Cmd::cargo(root)
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "-p",
-            "cmf-tests",
-            "--bin",
-            "vectors",
-            "--",
-        ])
+        .args(["run", "--locked", "--quiet", "-p", "cmf-tests", "--bin", "vectors", "--"])
         .arg(dir)
         .run()
 }
@@ -95,14 +86,8 @@ mod tests {
     use super::*;
 
     /// Two folders below the target folder, with one file of the given contents each.
-    fn folders(
-        test: &str,
-        committed: &[(&str, &str)],
-        fresh: &[(&str, &str)],
-    ) -> Result<[PathBuf; 2]> {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../target/xtask-tests")
-            .join(test);
+    fn folders(test: &str, committed: &[(&str, &str)], fresh: &[(&str, &str)]) -> Result<[PathBuf; 2]> {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask-tests").join(test);
         if base.exists() {
             std::fs::remove_dir_all(&base)?;
         }
@@ -125,11 +110,8 @@ mod tests {
 
     #[test]
     fn rejects_changed_vector() -> Result<()> {
-        let [committed, fresh] = folders(
-            "rejects_changed_vector",
-            &[("accept/a", "1")],
-            &[("accept/a", "2")],
-        )?;
+        let [committed, fresh] =
+            folders("rejects_changed_vector", &[("accept/a", "1")], &[("accept/a", "2")])?;
         let error = compare(&committed, &fresh).map_err(|error| error.to_string());
         assert!(error.is_err_and(|text| text.contains("accept/a differs")));
         Ok(())
@@ -145,11 +127,8 @@ mod tests {
 
     #[test]
     fn rejects_superfluous_vector() -> Result<()> {
-        let [committed, fresh] = folders(
-            "rejects_superfluous_vector",
-            &[("a", "1"), ("b", "1")],
-            &[("a", "1")],
-        )?;
+        let [committed, fresh] =
+            folders("rejects_superfluous_vector", &[("a", "1"), ("b", "1")], &[("a", "1")])?;
         let error = compare(&committed, &fresh).map_err(|error| error.to_string());
         assert!(error.is_err_and(|text| text.contains("b is not generated")));
         Ok(())
