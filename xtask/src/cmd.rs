@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 pub(crate) struct Cmd {
     inner: Command,
     shown: String,
+    /// The folder it runs in, left out of the paths that are shown.
+    folder: String,
 }
 
 impl Cmd {
@@ -17,8 +19,9 @@ impl Cmd {
     pub(crate) fn new(program: impl AsRef<OsStr>, dir: &Path) -> Self {
         let mut inner = Command::new(&program);
         inner.current_dir(dir).stdin(Stdio::null());
-        let shown = program.as_ref().to_string_lossy().into_owned();
-        Self { inner, shown }
+        let folder = format!("{}/", dir.display());
+        let shown = program.as_ref().to_string_lossy().replace(&folder, "");
+        Self { inner, shown, folder }
     }
 
     /// The cargo that runs this program, in the folder `dir`.
@@ -31,7 +34,7 @@ impl Cmd {
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.shown.push(' ');
-        self.shown.push_str(&arg.as_ref().to_string_lossy());
+        self.shown.push_str(&arg.as_ref().to_string_lossy().replace(&self.folder, ""));
         self.inner.arg(arg);
         self
     }
@@ -41,7 +44,8 @@ impl Cmd {
     }
 
     pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
-        self.shown = format!("{key}={} {}", value.as_ref().to_string_lossy(), self.shown);
+        let value_shown = value.as_ref().to_string_lossy().replace(&self.folder, "");
+        self.shown = format!("{key}={value_shown} {}", self.shown);
         self.inner.env(key, value);
         self
     }
