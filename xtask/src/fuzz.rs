@@ -28,7 +28,7 @@ pub(crate) fn smoke(root: &Path, seconds: u32) -> Result<()> {
             .args(["--target", &host, target])
             .arg(&found)
             .args(seeds(root, target)?)
-            .args(["--", "-verbosity=1", "-print_final_stats=1"])
+            .args(["--", "-verbosity=0", "-print_final_stats=1"])
             .arg(format!("-max_total_time={seconds}"))
             .run()?;
     }
