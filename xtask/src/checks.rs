@@ -21,7 +21,7 @@ pub(crate) fn fmt(root: &Path) -> Result<()> {
 }
 
 /// Clippy with warnings denied: the default features of all crates, then, for each crate that
-/// has features, none and all of them.
+/// has features, none and all of them, then the fuzz crate.
 pub(crate) fn clippy(root: &Path) -> Result<()> {
     let clippy = || Cmd::cargo(root).args(["clippy", "--locked", "--all-targets"]);
     clippy().args(["--workspace", "--", "-D", "warnings"]).run()?;
@@ -29,6 +29,9 @@ pub(crate) fn clippy(root: &Path) -> Result<()> {
         for features in ["--no-default-features", "--all-features"] {
             clippy().args(["-p", &package, features, "--", "-D", "warnings"]).run()?;
         }
+    }
+    if root.join(FUZZ_MANIFEST).exists() {
+        clippy().args(["--manifest-path", FUZZ_MANIFEST, "--", "-D", "warnings"]).run()?;
     }
     Ok(())
 }
