@@ -100,9 +100,7 @@ impl Error {
     /// Names the file. The first caller to do so wins, being nearest to the fault.
     #[must_use]
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {
-        self.0
-            .file
-            .get_or_insert_with(|| path.as_ref().to_path_buf());
+        self.0.file.get_or_insert_with(|| path.as_ref().to_path_buf());
         self
     }
 
@@ -197,12 +195,8 @@ mod tests {
 
     #[test]
     fn names_file_tensor_offset_expected_and_found() {
-        let error = Error::limit("tensor count")
-            .file("model.gguf")
-            .tensor("w")
-            .at(16)
-            .expected("at most 2")
-            .found(3);
+        let error =
+            Error::limit("tensor count").file("model.gguf").tensor("w").at(16).expected("at most 2").found(3);
         assert_eq!(
             error.to_string(),
             "model.gguf: tensor `w`: tensor count at 0x10: expected at most 2, found 3"
@@ -211,15 +205,8 @@ mod tests {
 
     #[test]
     fn keeps_the_innermost_context() {
-        let error = Error::bad_file("data")
-            .tensor("inner")
-            .tensor("outer")
-            .at(1)
-            .at(2);
-        assert_eq!(
-            (error.tensor_name(), error.offset()),
-            (Some("inner"), Some(1))
-        );
+        let error = Error::bad_file("data").tensor("inner").tensor("outer").at(1).at(2);
+        assert_eq!((error.tensor_name(), error.offset()), (Some("inner"), Some(1)));
     }
 
     #[test]
@@ -231,10 +218,6 @@ mod tests {
     #[test]
     fn gives_the_source_of_an_io_error() {
         let error = Error::io("cannot read", std::io::ErrorKind::UnexpectedEof.into());
-        assert!(
-            error
-                .source()
-                .is_some_and(|source| source.is::<std::io::Error>())
-        );
+        assert!(error.source().is_some_and(|source| source.is::<std::io::Error>()));
     }
 }
