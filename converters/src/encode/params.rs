@@ -1,0 +1,185 @@
+//! What a recipe says of one term: plain data with defaults, as it stands in TOML.
+
+use serde::{Deserialize, Serialize};
+
+/// Parameters of a `grouped` term.
+///
+/// ```
+/// use cmf_converters::encode::{GroupedParams, Method, Zero};
+///
+/// let params: GroupedParams = toml::from_str(
+///     r#"
+///     bits = 3
+///     group_cols = 16
+///     zero = "add"
+///     method = "mse"
+///     scale = { grouped = { bits = 6, group_cols = 16, range = "unsigned" } }
+///     "#,
+/// )?;
+/// assert_eq!((params.bits, params.zero, params.method), (3, Zero::Add, Method::Mse));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupedParams {
+    /// Bits of a code, 1 to 8.
+    pub bits: u8,
+    /// What a code means.
+    pub codes: Codes,
+    /// Which integers the codes stand for; integer codes without a zero point only.
+    pub range: Range,
+    /// Rows of a group; 0 is all rows.
+    pub group_rows: u32,
+    /// Columns of a group; 0 is all columns.
+    pub group_cols: u32,
+    /// The zero point of a group.
+    pub zero: Zero,
+    /// How scales are stored.
+    pub scale: Store,
+    /// How zero points are stored, for [`Zero::Subtract`] and [`Zero::Add`].
+    pub zero_store: Store,
+    /// How scales and zero points are found.
+    pub method: Method,
+    /// Settings of [`Method::Hqq`].
+    pub hqq: HqqParams,
+}
+
+impl Default for GroupedParams {
+    fn default() -> Self {
+        Self {
+            bits: 4,
+            codes: Codes::Integer,
+            range: Range::Full,
+            group_rows: 1,
+            group_cols: 64,
+            zero: Zero::None,
+            scale: Store::F16,
+            zero_store: Store::F16,
+            method: Method::Rtn,
+            hqq: HqqParams::default(),
+        }
+    }
+}
+
+/// What a code means before scale and zero point.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Codes {
+    /// Consecutive integers.
+    #[default]
+    Integer,
+    /// 1 sign, 2 exponent and 1 mantissa bits; 4 bits.
+    E2m1,
+    /// 6 bits.
+    E2m3,
+    /// 6 bits.
+    E3m2,
+    /// 8 bits, largest 448.
+    E4m3,
+    /// 8 bits, largest 57344.
+    E5m2,
+    /// The 16 values of NF4 (Dettmers et al. 2023), 4 bits.
+    Nf4,
+    /// -1 and 1; 1 bit.
+    Binary,
+    /// Any 2^bits values; the code is the index.
+    Table(Vec<f32>),
+    /// Another small float without special codes: sign, exponent, mantissa from the top bit down.
+    Minifloat {
+        /// Whether there is a sign bit.
+        signed: bool,
+        /// Exponent bits, at least 1.
+        exponent_bits: u8,
+        /// Mantissa bits.
+        mantissa_bits: u8,
+        /// Exponent bias.
+        bias: i32,
+    },
+}
+
+/// Which integers `b`-bit codes stand for when there is no zero point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Range {
+    /// `-2^(b-1)` to `2^(b-1) - 1`. Where the scale may be negative, the value of largest magnitude
+    /// takes the code of `-2^(b-1)` (as ggml's `q4_0`).
+    #[default]
+    Full,
+    /// `-(2^(b-1) - 1)` to `2^(b-1) - 1`: one code unused, both signs alike. Two bits are ternary.
+    Symmetric,
+    /// `0` to `2^b - 1`: for values of one sign, such as scales.
+    Unsigned,
+}
+
+/// The zero point of a group. With one, integer codes stand for `0` to `2^b - 1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Zero {
+    /// `code * scale`.
+    #[default]
+    None,
+    /// `(code - zero) * scale`, the zero point a code of the same width (GPTQ, AWQ).
+    Code,
+    /// `(code - zero) * scale`, the zero point a real number (HQQ).
+    Subtract,
+    /// `code * scale + zero` (k-quants, MLX).
+    Add,
+}
+
+/// How the scales or zero points of a term are stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Store {
+    /// IEEE binary32.
+    #[serde(rename = "f32")]
+    F32,
+    /// IEEE binary16.
+    #[serde(rename = "f16")]
+    F16,
+    /// The high half of a binary32.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// OCP FP8 E4M3. Weights are smaller than its steps: give it a scale by
+    /// `{ grouped = { bits = 8, codes = "e4m3", group_rows = 0, group_cols = 0, scale = "f32" } }`.
+    #[serde(rename = "f8_e4m3")]
+    F8E4m3,
+    /// OCP E8M0: powers of two. Scales only.
+    #[serde(rename = "f8_e8m0")]
+    F8E8m0,
+    /// Quantised again; its groups are groups of groups.
+    #[serde(rename = "grouped")]
+    Grouped(Box<GroupedParams>),
+}
+
+/// How the scales and zero points of a `grouped` term are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// From the extremes of the group, codes by rounding to nearest.
+    #[default]
+    Rtn,
+    /// Least (weighted) squared error: a grid of clipping ratios, each refitted in closed form.
+    Mse,
+    /// Half-quadratic fitting of the zero point for a p-norm of the error.
+    Hqq,
+}
+
+/// Settings of half-quadratic quantisation (Badri & Shaji, "Half-Quadratic Quantization of Large
+/// Machine Learning Models", 2023).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HqqParams {
+    /// The p of the p-norm, above 0 and at most 1.
+    pub norm: f32,
+    /// Initial weight of the quadratic term, for errors in units of the scale.
+    pub beta: f32,
+    /// Growth of `beta` in each iteration.
+    pub kappa: f32,
+    /// Most iterations; a group stops when its error no longer falls.
+    pub iterations: u32,
+}
+
+impl Default for HqqParams {
+    fn default() -> Self {
+        Self { norm: 0.7, beta: 10.0, kappa: 1.01, iterations: 20 }
+    }
+}
