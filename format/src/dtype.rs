@@ -224,7 +224,7 @@ fn nearest(table: &[(f32, u8)], value: f32) -> u8 {
         None => upper,
     };
     let (down, up) = (f64::from(value) - f64::from(lower.0), f64::from(upper.0) - f64::from(value));
-    if down < up || (down == up && lower.1 & 1 == 0) { lower.1 } else { upper.1 }
+    if up > 0.0 && (down < up || (down == up && lower.1 & 1 == 0)) { lower.1 } else { upper.1 }
 }
 
 /// Value of a sign-magnitude minifloat code below its special codes: exponent 0 is subnormal.

@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Hash,
     /// Payload bytes break a rule: a column out of range, a bad frame, non-zero padding.
     Value,
+    /// The source of the bytes failed.
+    Io,
     /// The caller asked for something that is not there or does not fit.
     Argument,
 }
@@ -41,6 +43,7 @@ impl ErrorKind {
             ErrorKind::Structure => "structure",
             ErrorKind::Hash => "hash",
             ErrorKind::Value => "value",
+            ErrorKind::Io => "io",
             ErrorKind::Argument => "argument",
         }
     }

@@ -64,6 +64,22 @@ pub const MINOR: u16 = 0;
 pub const EDITION: u32 = 202_611;
 /// Size of the header, and the offset of the directory.
 pub const HEADER_BYTES: u64 = 256;
+/// Term flag: a reader that does not know the term's encoding may leave the term out.
+pub const TERM_OPTIONAL: u16 = 1 << 8;
+/// Tensor flag: the terms are added to the tensor of the same name in the base archive.
+pub const TENSOR_DELTA: u32 = 1;
+/// Schedule flag: `expected_loss` is stated.
+pub const SCHEDULE_LOSS: u32 = 1;
+/// Archive kind: holds tensors of this model.
+pub const ARCHIVE_SHARD: u32 = 1;
+/// Archive kind: delta tensors here are added to its tensors.
+pub const ARCHIVE_BASE: u32 = 2;
+/// Transform kind: multiply by a factor each.
+pub const TRANSFORM_SCALE: u32 = 1;
+/// Transform kind: random signs and a block Hadamard matrix.
+pub const TRANSFORM_SIGN_HADAMARD: u32 = 2;
+/// Transform kind: reorder.
+pub const TRANSFORM_PERMUTE: u32 = 3;
 /// "No index" wherever a record holds an optional index.
 pub const NONE: u32 = u32::MAX;
 
@@ -173,6 +189,11 @@ impl Table {
         Table::Units,
         Table::Schedule,
     ];
+
+    /// The number on disk.
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
 
     /// The table's name in the spec and in error messages.
     pub const fn name(self) -> &'static str {

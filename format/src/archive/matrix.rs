@@ -1,0 +1,272 @@
+//! Opened matrices and tensors: sums of terms between transforms (spec: container, 6).
+
+use super::access::{Matrix, Tensor};
+use crate::DType;
+use crate::encoding::View;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::Source;
+use core::ops::Range;
+
+/// A matrix with its terms opened up to a level.
+#[derive(Debug)]
+pub struct MatrixView<'a> {
+    rows: usize,
+    cols: usize,
+    terms: Vec<Placed<'a>>,
+    left_out: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Placed<'a> {
+    row: usize,
+    col: usize,
+    view: View<'a>,
+}
+
+impl<'a> MatrixView<'a> {
+    /// Opens the terms of `matrix` up to level `level`.
+    ///
+    /// # Errors
+    /// `Unsupported` when a term that is not optional has an unknown encoding, and as
+    /// [`super::Node::view`].
+    pub fn open<S: Source>(matrix: &Matrix<'a, S>, level: u16) -> Result<Self> {
+        let extent = |n: u64| {
+            usize::try_from(n)
+                .map_err(|_| Error::new(ErrorKind::Limit, "matrix", format!("extent {n} is too large")))
+        };
+        let (mut terms, mut left_out) = (Vec::new(), Vec::new());
+        let (inputs, outputs) = matrix.transforms();
+        if let Some(transform) = inputs.first().or(outputs.first()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "transform",
+                format!("kind {}", transform.kind.get()),
+            ));
+        }
+        for (i, term) in matrix.terms().enumerate().filter(|(_, term)| term.level() <= level) {
+            if !term.is_known() && term.is_optional() {
+                left_out.push(term.index());
+                continue;
+            }
+            let Some(node) = term.node() else { continue };
+            if term.record().flags.get() & 0xFF != 0 {
+                return Err(Error::new(ErrorKind::Unsupported, format!("term {i}"), "has unknown flags"));
+            }
+            terms.push(Placed {
+                row: extent(term.record().row_start.get())?,
+                col: extent(term.record().col_start.get())?,
+                view: node.view().map_err(|e| e.within(format_args!("term {i}")))?,
+            });
+        }
+        Ok(Self { rows: extent(matrix.rows())?, cols: extent(matrix.cols())?, terms, left_out })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Indices of optional terms that were left out because this reader does not know them: the
+    /// values are those of a lower quality.
+    pub fn left_out(&self) -> &[u32] {
+        &self.left_out
+    }
+
+    /// The opened terms with the row and column at which each starts.
+    pub fn terms(&self) -> impl Iterator<Item = (usize, usize, &View<'a>)> {
+        self.terms.iter().map(|t| (t.row, t.col, &t.view))
+    }
+
+    /// Decodes rows `rows` into `out`, row-major.
+    ///
+    /// # Errors
+    /// `Argument` when `rows` is out of range or `out` is not `rows.len() * cols` long, `Value`
+    /// when the payload breaks a rule.
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let fits = rows.start <= rows.end && rows.end <= self.rows;
+        if !fits || rows.len().checked_mul(self.cols) != Some(out.len()) {
+            return Err(Error::new(
+                ErrorKind::Argument,
+                "rows",
+                format!("{rows:?} of [{}, {}] into {} values", self.rows, self.cols, out.len()),
+            ));
+        }
+        // -0.0 is the identity of IEEE addition: a single term keeps its negative zeros.
+        out.fill(-0.0);
+        let mut scratch = Vec::new();
+        for (i, term) in self.terms.iter().enumerate() {
+            let start = rows.start.max(term.row);
+            let end = rows.end.min(term.row + term.view.rows());
+            if start >= end {
+                continue;
+            }
+            let part = out.get_mut((start - rows.start) * self.cols..(end - rows.start) * self.cols);
+            term.view
+                .add_rows(
+                    start - term.row..end - term.row,
+                    part.unwrap_or(&mut []),
+                    self.cols,
+                    term.col,
+                    &mut scratch,
+                )
+                .map_err(|e| e.within(format_args!("term {i}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor opened up to a level: its matrices one below the other.
+#[derive(Debug)]
+pub struct TensorView<'a> {
+    name: &'a str,
+    dtype: DType,
+    matrices: Vec<MatrixView<'a>>,
+    exact: bool,
+}
+
+impl<'a> TensorView<'a> {
+    /// Opens all matrices of `tensor` up to level `level`; `u16::MAX` is all levels.
+    ///
+    /// # Errors
+    /// `Argument` when the tensor lies in another archive or is a delta to one; else as
+    /// [`MatrixView::open`].
+    pub fn open<S: Source>(tensor: &Tensor<'a, S>, level: u16) -> Result<Self> {
+        let name = tensor.name();
+        if let Some(reference) = tensor.reference().filter(|_| !tensor.is_delta()) {
+            let problem = format!("lies in archive `{}`", reference.name());
+            return Err(Error::new(ErrorKind::Argument, "tensor", problem).in_tensor(name));
+        }
+        tensor.check_flags()?;
+        let matrices = tensor
+            .matrices()
+            .map(|m| MatrixView::open(&m, level).map_err(|e| e.in_tensor(name)))
+            .collect::<Result<Vec<_>>>()?;
+        let dtype = tensor.dtype();
+        let exact = !tensor.is_delta() && matrices.iter().all(|m| is_exact(m, dtype));
+        Ok(Self { name, dtype, matrices, exact })
+    }
+
+    /// Rows of all matrices together; 0 for an empty tensor.
+    pub fn rows(&self) -> usize {
+        self.matrices.iter().map(|m| m.rows).sum()
+    }
+
+    /// Columns of each matrix; 0 for an empty tensor.
+    pub fn cols(&self) -> usize {
+        self.matrices.first().map_or(0, |m| m.cols)
+    }
+
+    /// The matrices.
+    pub fn matrices(&self) -> &[MatrixView<'a>] {
+        &self.matrices
+    }
+
+    /// Whether the stored bytes are the original elements, or give them back to the bit.
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Decodes rows `rows` into `out`, row-major.
+    ///
+    /// # Errors
+    /// As [`MatrixView::decode_rows`].
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let cols = self.cols();
+        self.check(&rows, cols, out.len())?;
+        self.each_part(rows, |matrix, part, at| {
+            let out = out.get_mut(at * cols..(at + part.len()) * cols).unwrap_or(&mut []);
+            matrix.decode_rows(part, out)
+        })
+    }
+
+    /// Writes rows `rows` as elements of the tensor's own type: the exact original bytes when
+    /// [`TensorView::is_exact`], else decoded values rounded to the type.
+    ///
+    /// # Errors
+    /// As [`MatrixView::decode_rows`].
+    pub fn read_elements(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.cols() * self.dtype.bytes();
+        self.check(&rows, row_bytes, out.len())?;
+        if self.exact {
+            return self.each_part(rows, |matrix, part, at| {
+                let out = out.get_mut(at * row_bytes..(at + part.len()) * row_bytes).unwrap_or(&mut []);
+                exact_rows(matrix, part, row_bytes, out)
+            });
+        }
+        let mut values = vec![0.0; rows.len() * self.cols()];
+        self.decode_rows(rows, &mut values)?;
+        out.copy_from_slice(&self.dtype.encode(&values).map_err(|e| e.in_tensor(self.name))?);
+        Ok(())
+    }
+
+    fn check(&self, rows: &Range<usize>, row_length: usize, out: usize) -> Result<()> {
+        let fits = rows.start <= rows.end && rows.end <= self.rows();
+        if fits && rows.len().checked_mul(row_length) == Some(out) {
+            return Ok(());
+        }
+        let problem = format!("{rows:?} of {} rows of {row_length} into {out}", self.rows());
+        Err(Error::new(ErrorKind::Argument, "rows", problem).in_tensor(self.name))
+    }
+
+    /// Calls `f` with each matrix that `rows` touches, its rows, and how many rows came before.
+    fn each_part(
+        &self,
+        rows: Range<usize>,
+        mut f: impl FnMut(&MatrixView<'a>, Range<usize>, usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut first = 0;
+        for matrix in &self.matrices {
+            let start = rows.start.clamp(first, first + matrix.rows);
+            let end = rows.end.clamp(start, first + matrix.rows);
+            if start < end {
+                f(matrix, start - first..end - first, start - rows.start)
+                    .map_err(|e| e.in_tensor(self.name))?;
+            }
+            first += matrix.rows;
+        }
+        Ok(())
+    }
+}
+
+/// Whether each row of `matrix` is whole in exactly one dense or lossless term of type `dtype`.
+fn is_exact(matrix: &MatrixView<'_>, dtype: DType) -> bool {
+    let mut next_row = 0;
+    for term in &matrix.terms {
+        let stored = match &term.view {
+            View::Dense(view) => view.dtype(),
+            _ => return false,
+        };
+        if stored != dtype || term.row != next_row || term.col != 0 || term.view.cols() != matrix.cols {
+            return false;
+        }
+        next_row += term.view.rows();
+    }
+    next_row == matrix.rows && matrix.left_out.is_empty()
+}
+
+fn exact_rows(matrix: &MatrixView<'_>, rows: Range<usize>, row_bytes: usize, out: &mut [u8]) -> Result<()> {
+    for term in &matrix.terms {
+        let start = rows.start.max(term.row);
+        let end = rows.end.min(term.row + term.view.rows());
+        if start >= end {
+            continue;
+        }
+        let inside = start - term.row..end - term.row;
+        let out =
+            out.get_mut((start - rows.start) * row_bytes..(end - rows.start) * row_bytes).unwrap_or(&mut []);
+        match &term.view {
+            View::Dense(view) => {
+                out.copy_from_slice(
+                    view.bytes().get(inside.start * row_bytes..inside.end * row_bytes).unwrap_or(&[]),
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Where the bytes of an archive come from.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::borrow::Cow;
+
+/// Bytes of a file that does not change while it is open.
+///
+/// Implemented for everything that is the whole file in memory or in a map. A source that reads
+/// on demand implements it with a head that holds header and directory.
+pub trait Source {
+    /// The first bytes of the file: at least the header and the directory, once parsed.
+    fn head(&self) -> &[u8];
+
+    /// Length of the file.
+    fn file_bytes(&self) -> u64;
+
+    /// `bytes` bytes from `offset` on, borrowed where they are in memory already.
+    ///
+    /// # Errors
+    /// `Truncated` when the file does not have them, `Io` when they cannot be read.
+    fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>>;
+}
+
+impl<T: AsRef<[u8]>> Source for T {
+    fn head(&self) -> &[u8] {
+        self.as_ref()
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.as_ref().len() as u64
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>> {
+        let end = offset.checked_add(bytes).and_then(|end| usize::try_from(end).ok());
+        usize::try_from(offset)
+            .ok()
+            .zip(end)
+            .and_then(|(start, end)| self.as_ref().get(start..end))
+            .map(Cow::Borrowed)
+            .ok_or_else(|| {
+                Error::expected(
+                    ErrorKind::Truncated,
+                    "file",
+                    format_args!("{bytes} bytes"),
+                    format_args!("a file of {:#x}", self.as_ref().len()),
+                )
+                .at(offset)
+            })
+    }
+}

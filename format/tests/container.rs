@@ -1,0 +1,228 @@
+//! The container: what is written parses, and what breaks a rule does not.
+
+use cmf_format::archive::TensorView;
+use cmf_format::encoding::{dense, grouped};
+use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
+use cmf_format::{Archive, ArchiveBuilder, DType, Error, ErrorKind, Limits, NodeData, WriteOptions};
+
+type Outcome = Result<(), Error>;
+
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i % 251) as f32 - 100.0).collect()
+}
+
+fn dense_tensor(name: &str, rows: u64, cols: u64) -> Result<TensorEntry, Error> {
+    let values = numbers((rows * cols) as usize);
+    let node = dense::pack_values(DType::F32, rows, cols, &values)?;
+    Ok(tensor(name, &[rows, cols], vec![MatrixEntry::from_node(node)]))
+}
+
+fn tensor(name: &str, shape: &[u64], matrices: Vec<MatrixEntry>) -> TensorEntry {
+    TensorEntry {
+        name: name.into(),
+        dtype: DType::F32,
+        shape: shape.to_vec(),
+        content: Content::Matrices(matrices),
+    }
+}
+
+fn four_bit(rows: u64, cols: u64) -> Result<NodeData, Error> {
+    let descriptor = grouped::Descriptor {
+        bits: 4,
+        code_map: grouped::CodeMap::Integer { offset: -8 },
+        scale_op: grouped::ScaleOp::Multiply,
+        zero_op: grouped::ZeroOp::None,
+        group_rows: 1,
+        group_cols: 32,
+    };
+    let codes: Vec<u8> = (0..rows * cols).map(|i| (i % 16) as u8).collect();
+    let groups = cols.div_ceil(32);
+    let scales = vec![0.5; (rows * groups) as usize];
+    let scale = dense::pack_values(DType::F16, rows, groups, &scales)?;
+    grouped::pack(
+        &descriptor,
+        rows,
+        cols,
+        &codes,
+        grouped::Children { scale: Some(scale), ..Default::default() },
+    )
+}
+
+/// Two dense tensors that are tied, a sum of a grouped and a dense term in two levels and two row
+/// blocks, an empty tensor, and an attribute.
+fn sample() -> Result<ArchiveBuilder, Error> {
+    let mut builder =
+        ArchiveBuilder::new(WriteOptions { chunk_group_bytes: 1024, ..WriteOptions::default() });
+    builder.attribute("config.json", "application/json", b"{}".to_vec());
+    builder.tensor(dense_tensor("tied.b", 40, 50)?);
+    builder.tensor(dense_tensor("tied.a", 40, 50)?);
+    builder.tensor(tensor("empty", &[0, 7], vec![]));
+    let term =
+        |row_start, node: NodeData| TermEntry { row_start, col_start: 0, optional: false, node: node.into() };
+    let unit =
+        |level, row_start, node| UnitEntry { level, row_start, rows: 5, terms: vec![term(row_start, node)] };
+    let residual = || dense::pack_values(DType::F16, 5, 33, &[0.25; 165]);
+    builder.tensor(tensor(
+        "sum",
+        &[10, 33],
+        vec![MatrixEntry {
+            rows: 10,
+            cols: 33,
+            units: vec![
+                unit(0, 0, four_bit(5, 33)?),
+                unit(0, 5, four_bit(5, 33)?),
+                unit(1, 0, residual()?),
+                unit(1, 5, residual()?),
+            ],
+            ..MatrixEntry::default()
+        }],
+    ));
+    Ok(builder)
+}
+
+fn kind<T>(result: Result<T, Error>) -> Option<ErrorKind> {
+    result.err().map(|e| e.kind())
+}
+
+#[test]
+fn parses_verifies_and_decodes_what_it_wrote() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    archive.verify()?;
+    let names: Vec<_> = archive.tensors().map(|t| t.name()).collect();
+    assert_eq!(names, ["empty", "sum", "tied.a", "tied.b"]);
+    let Some(tied) = archive.tensor("tied.b") else { panic!("tied.b is missing") };
+    let view = TensorView::open(&tied, 0)?;
+    let mut out = vec![0.0; 50];
+    view.decode_rows(3..4, &mut out)?;
+    assert_eq!(out, numbers(2000)[150..200]);
+    assert!(view.is_exact());
+    Ok(())
+}
+
+#[test]
+fn tied_tensors_are_stored_once() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    assert_eq!(archive.matrices().len(), 2);
+    Ok(())
+}
+
+#[test]
+fn levels_add_up() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    let Some(sum) = archive.tensor("sum") else { panic!("sum is missing") };
+    let mut low = vec![0.0; 330];
+    TensorView::open(&sum, 0)?.decode_rows(0..10, &mut low)?;
+    let mut high = vec![0.0; 330];
+    TensorView::open(&sum, 1)?.decode_rows(0..10, &mut high)?;
+    assert_eq!(low[..3], [-4.0, -3.5, -3.0]);
+    assert!(low.iter().zip(&high).all(|(l, h)| l + 0.25 == *h));
+    Ok(())
+}
+
+#[test]
+fn order_of_adding_does_not_matter() -> Outcome {
+    let mut builder = ArchiveBuilder::default();
+    builder.tensor(dense_tensor("a", 3, 4)?).tensor(dense_tensor("b", 5, 6)?);
+    let mut other = ArchiveBuilder::default();
+    other.tensor(dense_tensor("b", 5, 6)?).tensor(dense_tensor("a", 3, 4)?);
+    assert_eq!(builder.to_vec()?, other.to_vec()?);
+    Ok(())
+}
+
+#[test]
+fn every_flipped_bit_of_the_head_is_an_error() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    let identity = archive.identity();
+    let head = 256 + archive.header().directory_bytes.get() as usize;
+    for at in 0..head {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        // `minor`, `edition` and `may_ignore` may differ; then the identity does.
+        let survivor = Archive::parse(&damaged, &Limits::default());
+        assert!(survivor.is_err() || survivor.is_ok_and(|a| a.identity() != identity), "byte {at}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_flipped_payload_byte_fails_verification() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let head = 256 + Archive::parse(&bytes, &Limits::default())?.header().directory_bytes.get() as usize;
+    for at in (head..bytes.len()).step_by(7) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        let archive = Archive::parse(&damaged, &Limits::default())?;
+        assert!(archive.verify().is_err(), "byte {at}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_truncation_is_an_error() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    for length in (0..bytes.len()).step_by(13) {
+        let found = kind(Archive::parse(&bytes[..length], &Limits::default()));
+        let expected = if length == 0 { ErrorKind::NotCmf } else { ErrorKind::Truncated };
+        assert_eq!(found, Some(expected), "{length} bytes");
+    }
+    Ok(())
+}
+
+#[test]
+fn rejects_bytes_after_the_end() -> Outcome {
+    let mut bytes = sample()?.to_vec()?;
+    bytes.push(0);
+    assert_eq!(kind(Archive::parse(&bytes, &Limits::default())), Some(ErrorKind::Structure));
+    Ok(())
+}
+
+#[test]
+fn names_other_formats() {
+    for (bytes, name) in [
+        (&b"GGUF\x03\0\0\0"[..], "GGUF"),
+        (b"PK\x03\x04....", "zip"),
+        (b"\x80\x04\x95", "pickle"),
+        (b"CMF\x01rest", "Cortiq"),
+        (b"\x0a\0\0\0\0\0\0\0{\"a\":1}", "safetensors"),
+        (b"", "empty"),
+    ] {
+        let error = Archive::parse(bytes, &Limits::default()).err().map(|e| e.to_string());
+        assert!(error.as_deref().is_some_and(|e| e.contains(name)), "{error:?} names {name}");
+    }
+}
+
+#[test]
+fn verifies_only_the_range_asked_for() -> Outcome {
+    let mut bytes = sample()?.to_vec()?;
+    let (index, offset) = {
+        let archive = Archive::parse(&bytes, &Limits::default())?;
+        let Some(large) = archive.segments().max_by_key(|s| s.record().stored_bytes.get()) else {
+            panic!("no segment");
+        };
+        (large.index(), large.record().offset.get())
+    };
+    bytes[offset as usize + 5000] ^= 1;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    let Some(segment) = archive.segment(index) else { panic!("no segment") };
+    segment.verify_range(0..4096)?;
+    segment.verify_range(5120..8000)?;
+    assert_eq!(kind(segment.verify_range(5000..5001)), Some(ErrorKind::Hash));
+    Ok(())
+}
+
+#[test]
+fn the_writer_refuses_what_the_reader_would() -> Outcome {
+    for name in ["", "a\0b", "x/../y", "a\u{202E}b"] {
+        let mut builder = ArchiveBuilder::default();
+        builder.tensor(dense_tensor(name, 1, 1)?);
+        assert!(builder.to_vec().is_err(), "{name:?}");
+    }
+    let mut twice = ArchiveBuilder::default();
+    twice.tensor(dense_tensor("a", 1, 1)?).tensor(dense_tensor("a", 1, 2)?);
+    assert!(twice.to_vec().is_err());
+    Ok(())
+}
