@@ -6,6 +6,9 @@
 
 pub mod dense;
 pub mod grouped;
+pub mod sparse;
+#[cfg(test)]
+mod testing;
 
 use crate::error::{Error, ErrorKind, Result};
 use core::ops::Range;
@@ -140,6 +143,7 @@ macro_rules! encodings {
 encodings! {
     dense Dense;
     grouped Grouped;
+    sparse Sparse;
 }
 
 /// The error for an encoding that this reader does not know.
@@ -159,6 +163,8 @@ pub fn unknown(encoding: u32, version: u16) -> Error {
 impl View<'_> {
     /// Adds rows `rows` to `out`, whose rows are `stride` apart and start `column` in.
     ///
+    /// A `sparse` node touches only the positions that it lists.
+    ///
     /// # Errors
     /// As [`View::decode_rows`].
     pub(crate) fn add_rows(
@@ -172,6 +178,10 @@ impl View<'_> {
         let cols = self.cols();
         if cols == 0 {
             return Ok(());
+        }
+        if let View::Sparse(view) = self {
+            check_rows(self.rows(), cols, &rows, rows.len().saturating_mul(cols))?;
+            return view.add_rows(rows, out, stride, column, scratch).map_err(|e| e.within(sparse::NAME));
         }
         scratch.clear();
         scratch.resize(rows.len().saturating_mul(cols), 0.0);
