@@ -48,6 +48,13 @@ pub(super) struct ByteFloat {
     pub(super) limit: u8,
 }
 
+impl ByteFloat {
+    /// Whether `dtype` has the values of all of these codes.
+    pub(super) fn covers(&self, codes: &[u8]) -> bool {
+        codes.iter().all(|&code| code < self.limit)
+    }
+}
+
 /// Composition of a block: value = element * scale - minimum.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Layout {

@@ -16,6 +16,7 @@ mod metadata;
 mod read_at;
 mod reader;
 mod source;
+mod to_node;
 mod types;
 mod value;
 
@@ -24,6 +25,7 @@ pub use metadata::Metadata;
 pub use read_at::ReadAt;
 pub use reader::{Gguf, TensorInfo};
 pub use source::GgufSource;
+pub use to_node::block_node;
 pub use types::GgmlType;
 pub use value::{Array, Text, Value, ValueType};
 
