@@ -263,9 +263,6 @@ const fn unhex<const N: usize>(digits: &[u8]) -> [u16; N] {
 }
 
 const fn digit(ascii: u8) -> u16 {
-    match ascii {
-        b'0'..=b'9' => (ascii - b'0') as u16,
-        b'a'..=b'f' => (ascii - b'a' + 10) as u16,
-        _ => panic!("not a hexadecimal digit"),
-    }
+    assert!(ascii.is_ascii_digit() || ascii >= b'a' && ascii <= b'f', "a hexadecimal digit");
+    (if ascii <= b'9' { ascii - b'0' } else { ascii - b'a' + 10 }) as u16
 }

@@ -159,16 +159,19 @@ impl TensorInfo {
         let ty = GgmlType::from_id(head.u32("tensor type")?)?;
         let offset = head.u64("tensor offset")?;
         let (&cols, outer) = shape.split_last().unwrap_or((&1, &[]));
-        let too_many =
-            || Error::bad_file("element count").expected("at most 2^63 - 1").found(format!("{shape:?}"));
-        let rows =
-            outer.iter().try_fold(1u64, |rows, &extent| rows.checked_mul(extent)).ok_or_else(too_many)?;
-        let elems = rows.checked_mul(cols).ok_or_else(too_many)?;
-        if i64::try_from(elems).is_err() || i64::try_from(cols).is_err() || i64::try_from(rows).is_err() {
-            return Err(too_many());
-        }
         let row_bytes = ty.row_bytes(cols)?;
-        let bytes = rows.checked_mul(row_bytes).ok_or_else(too_many)?;
+        // An empty tensor has no data to compare its other extents with; they are bounded as if it
+        // had, because readers size their buffers by them.
+        let product = |first: u64, least: u64| {
+            outer.iter().try_fold(first, |product, &extent| product.checked_mul(extent.max(least)))
+        };
+        let claimed_bytes = product(row_bytes.max(1), 1).filter(|&bytes| bytes <= head.len_bytes());
+        let (Some(_), Some(rows)) = (claimed_bytes, product(1, 0)) else {
+            return Err(Error::bad_file("shape")
+                .expected(format!("at most the {} bytes of the file", head.len_bytes()))
+                .found(format!("{shape:?} of type {}", ty.name())));
+        };
+        let bytes = rows.saturating_mul(row_bytes);
         Ok(Self { name: String::new(), ty, rows, cols, row_bytes, offset, bytes, shape })
     }
 }
