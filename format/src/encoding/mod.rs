@@ -6,6 +6,7 @@
 
 pub mod dense;
 pub mod grouped;
+pub mod low_rank;
 pub mod sparse;
 #[cfg(test)]
 mod testing;
@@ -144,6 +145,7 @@ encodings! {
     dense Dense;
     grouped Grouped;
     sparse Sparse;
+    low_rank LowRank;
 }
 
 /// The error for an encoding that this reader does not know.
