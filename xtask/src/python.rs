@@ -56,6 +56,8 @@ fn packages(root: &Path) -> Result<PathBuf> {
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
         .args(["--only-binary=:all:", "--requirement", REQUIREMENTS, "--target"])
         .arg(&dir)
+        // The folder is this workspace's own, so it does not matter who installs into it.
+        .env("PIP_ROOT_USER_ACTION", "ignore")
         .run();
     if let Err(error) = installed {
         bail!("the Python checks need the packages in {REQUIREMENTS}: {error:#}");
