@@ -70,7 +70,7 @@ pub(super) struct Layout {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) codes: [u8; 256],
-    pub(super) vectors: [u32; 64],
+    pub(super) vectors: [u16; 64],
     pub(super) scales: [u8; 16],
     pub(super) mins: [u8; 16],
     /// Bits of the f16 scale.

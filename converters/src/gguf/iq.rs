@@ -23,7 +23,9 @@ pub(super) enum Grid {
     Iq2Xxs,
     /// 9 bits of place, 7 of signs.
     Iq2Xs,
-    /// 10 bits of place, 8 of signs.
+    /// Not the grid itself, whose 10 bits of place and 8 of signs are more than a codebook takes,
+    /// but all that the halves of its vectors can be: 4 signs and 7 bits that are 4 digits to the
+    /// base of 3.
     Iq2S,
     /// 8 bits of place, 4 of signs.
     Iq3Xxs,
@@ -39,7 +41,7 @@ impl Grid {
         match self {
             Self::Iq2Xxs => 15,
             Self::Iq2Xs => 16,
-            Self::Iq2S => 18,
+            Self::Iq2S => 11,
             Self::Iq3Xxs | Self::Iq1 => 12,
             Self::Iq3S => 13,
         }
@@ -48,15 +50,15 @@ impl Grid {
     /// Elements of a vector.
     pub(super) const fn vector(self) -> usize {
         match self {
-            Self::Iq3Xxs | Self::Iq3S => 4,
-            Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq1 => 8,
+            Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => 4,
+            Self::Iq2Xxs | Self::Iq2Xs | Self::Iq1 => 8,
         }
     }
 
     /// The vector with this number. `out` is as long as a vector; high bits of `index` that the
     /// grid does not have are ignored.
-    pub(super) fn entry(self, index: u32, out: &mut [i8]) {
-        let place = |bits: u32| (index & ((1 << bits) - 1)) as usize;
+    pub(super) fn entry(self, index: u16, out: &mut [i8]) {
+        let place = |bits: u32| usize::from(index & ((1 << bits) - 1));
         match self {
             Self::Iq2Xxs => {
                 signed(grids::IQ2_XXS[place(8)], 2, &grids::IQ2_VALUES, even_signs(index >> 8), out)
@@ -64,7 +66,12 @@ impl Grid {
             Self::Iq2Xs => {
                 signed(grids::IQ2_XS[place(9)], 2, &grids::IQ2_VALUES, even_signs(index >> 9), out)
             }
-            Self::Iq2S => signed(grids::IQ2_S[place(10)], 2, &grids::IQ2_VALUES, index >> 10, out),
+            Self::Iq2S => {
+                // Numbers above 80 are no digits of anything; they get the last digits again.
+                let digits = (index >> 4 & 127).min(80);
+                let packed = digits % 3 | digits / 3 % 3 << 2 | digits / 9 % 3 << 4 | digits / 27 << 6;
+                signed(packed, 2, &grids::IQ2_VALUES, index, out);
+            }
             Self::Iq3Xxs => signed(grids::IQ3_XXS[place(8)], 4, &grids::IQ3_XXS_VALUES, index >> 8, out),
             Self::Iq3S => signed(grids::IQ3_S[place(9)], 4, &grids::IQ3_S_VALUES, index >> 9, out),
             Self::Iq1 => {
@@ -79,7 +86,7 @@ impl Grid {
 }
 
 /// Looks the fields of `packed` up and negates those whose bit of `signs` is set.
-fn signed<const N: usize>(packed: u16, bits: usize, values: &[i8; N], signs: u32, out: &mut [i8]) {
+fn signed<const N: usize>(packed: u16, bits: usize, values: &[i8; N], signs: u16, out: &mut [i8]) {
     for (i, value) in out.iter_mut().enumerate() {
         let magnitude = values[usize::from(packed >> (i * bits)) % N];
         *value = if signs >> i & 1 == 0 { magnitude } else { -magnitude };
@@ -87,9 +94,9 @@ fn signed<const N: usize>(packed: u16, bits: usize, values: &[i8; N], signs: u32
 }
 
 /// Completes seven signs by one that makes the number of minus signs even.
-fn even_signs(seven: u32) -> u32 {
+fn even_signs(seven: u16) -> u16 {
     let seven = seven & 127;
-    seven | (seven.count_ones() & 1) << 7
+    seven | (seven.count_ones() as u16 & 1) << 7
 }
 
 /// The 4-bit fields of `bytes`, low ones first.
@@ -106,7 +113,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], parts: &mut Parts) {
         let signs = u32_at(block, at + 4);
         parts.scales[group] = (signs >> 28) as u8;
         for i in 0..4 {
-            parts.vectors[group * 4 + i] = u32::from(block[at + i]) | (signs >> (7 * i) & 127) << 8;
+            parts.vectors[group * 4 + i] = u16::from(block[at + i]) | ((signs >> (7 * i) & 127) as u16) << 8;
         }
     }
 }
@@ -114,7 +121,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], parts: &mut Parts) {
 pub(super) fn iq2_xs(block: &[u8; 74], parts: &mut Parts) {
     parts.d = u16_at(block, 0);
     for i in 0..32 {
-        parts.vectors[i] = u16_at(block, 2 + i * 2).into();
+        parts.vectors[i] = u16_at(block, 2 + i * 2);
     }
     nibbles(&block[66..], &mut parts.scales);
 }
@@ -123,10 +130,19 @@ pub(super) fn iq2_s(block: &[u8; 82], parts: &mut Parts) {
     parts.d = u16_at(block, 0);
     for i in 0..32 {
         let high = block[66 + i / 4] >> (i % 4 * 2) & 3;
+        let vector = grids::IQ2_S[usize::from(block[2 + i]) | usize::from(high) << 8];
         let signs = block[34 + i];
-        parts.vectors[i] = u32::from(block[2 + i]) | u32::from(high) << 8 | u32::from(signs) << 10;
+        parts.vectors[i * 2] = half_vector(vector, signs);
+        parts.vectors[i * 2 + 1] = half_vector(vector >> 8, signs >> 4);
     }
     nibbles(&block[74..], &mut parts.scales);
+}
+
+/// The number of a half of an IQ2_S vector in [`Grid::Iq2S`].
+fn half_vector(packed: u16, signs: u8) -> u16 {
+    let field = |i: u16| packed >> (2 * i) & 3;
+    let digits = field(0) + 3 * field(1) + 9 * field(2) + 27 * field(3);
+    digits << 4 | u16::from(signs & 15)
 }
 
 pub(super) fn iq3_xxs(block: &[u8; 98], parts: &mut Parts) {
@@ -136,8 +152,8 @@ pub(super) fn iq3_xxs(block: &[u8; 98], parts: &mut Parts) {
         parts.scales[group] = (signs >> 28) as u8;
         for i in 0..8 {
             let vector = group * 8 + i;
-            let four = even_signs(signs >> (i / 2 * 7)) >> (i % 2 * 4) & 15;
-            parts.vectors[vector] = u32::from(block[2 + vector]) | four << 8;
+            let four = even_signs((signs >> (i / 2 * 7)) as u16) >> (i % 2 * 4) & 15;
+            parts.vectors[vector] = u16::from(block[2 + vector]) | four << 8;
         }
     }
 }
@@ -147,7 +163,7 @@ pub(super) fn iq3_s(block: &[u8; 110], parts: &mut Parts) {
     for i in 0..64 {
         let high = block[66 + i / 8] >> (i % 8) & 1;
         let signs = block[74 + i / 2] >> (i % 2 * 4) & 15;
-        parts.vectors[i] = u32::from(block[2 + i]) | u32::from(high) << 8 | u32::from(signs) << 9;
+        parts.vectors[i] = u16::from(block[2 + i]) | u16::from(high) << 8 | u16::from(signs) << 9;
     }
     nibbles(&block[106..], &mut parts.scales);
 }
@@ -160,7 +176,7 @@ pub(super) fn iq1_s(block: &[u8; 50], parts: &mut Parts) {
         for i in 0..4 {
             let vector = group * 4 + i;
             let place = u16::from(block[2 + vector]) | (high >> (3 * i) & 7) << 8;
-            parts.vectors[vector] = u32::from(place | high >> 15 << 11);
+            parts.vectors[vector] = place | high >> 15 << 11;
         }
     }
 }
@@ -178,7 +194,7 @@ pub(super) fn iq1_m(block: &[u8; 56], parts: &mut Parts) {
     for i in 0..32 {
         // Three bits of the place and one of the shift, which stay together.
         let high = block[32 + i / 2] >> (i % 2 * 4) & 15;
-        parts.vectors[i] = u32::from(block[i]) | u32::from(high) << 8;
+        parts.vectors[i] = u16::from(block[i]) | u16::from(high) << 8;
     }
 }
 
