@@ -4,6 +4,7 @@
 //! [`Shape`], a `View` that decodes, and `pack` functions that build [`crate::NodeData`]. The table
 //! at [`encodings!`] is the only place that lists them.
 
+pub mod codebook;
 pub mod dense;
 pub mod grouped;
 pub mod low_rank;
@@ -146,6 +147,7 @@ encodings! {
     grouped Grouped;
     sparse Sparse;
     low_rank LowRank;
+    codebook Codebook;
 }
 
 /// The error for an encoding that this reader does not know.
