@@ -1,6 +1,10 @@
 //! Where the groups of a matrix lie.
 
+use super::kernels::{extremes, widen};
 use core::ops::Range;
+
+/// Groups narrower than this are worked on a column at a time.
+pub(super) const NARROW: usize = 16;
 
 /// The groups of a `rows` by `cols` matrix; those at the lower and right edge may be smaller.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,61 @@ impl Grid {
     }
 }
 
+/// Least and greatest values of a band of groups, gathered row by row.
+#[derive(Debug)]
+pub(super) struct Extremes {
+    /// Columns of a group.
+    group_cols: usize,
+    /// Columns of one entry of `least` and `greatest`: 1 where groups are narrow.
+    entry_cols: usize,
+    least: Vec<f32>,
+    greatest: Vec<f32>,
+}
+
+impl Extremes {
+    pub(super) fn new(grid: &Grid) -> Self {
+        let entry_cols = if grid.group_cols < NARROW { 1 } else { grid.group_cols };
+        let entries = grid.cols.div_ceil(entry_cols);
+        Self {
+            group_cols: grid.group_cols,
+            entry_cols,
+            least: vec![f32::INFINITY; entries],
+            greatest: vec![f32::NEG_INFINITY; entries],
+        }
+    }
+
+    /// Forgets all rows.
+    pub(super) fn reset(&mut self) {
+        self.least.fill(f32::INFINITY);
+        self.greatest.fill(f32::NEG_INFINITY);
+    }
+
+    /// Takes in a row.
+    pub(super) fn add(&mut self, row: &[f32]) {
+        if self.entry_cols == 1 {
+            widen(row, &mut self.least, &mut self.greatest);
+            return;
+        }
+        let entries = self.least.iter_mut().zip(&mut self.greatest);
+        for ((least, greatest), values) in entries.zip(row.chunks(self.entry_cols)) {
+            let (low, high) = extremes(values);
+            *least = least.min(low);
+            *greatest = greatest.max(high);
+        }
+    }
+
+    /// Least and greatest value of each group.
+    pub(super) fn groups(&self) -> impl Iterator<Item = (f32, f32)> {
+        let entries = self.group_cols / self.entry_cols;
+        let least = self.least.chunks(entries).map(|v| v.iter().copied().fold(f32::INFINITY, f32::min));
+        let greatest = self
+            .greatest
+            .chunks(entries)
+            .map(|v| v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        least.zip(greatest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +167,22 @@ mod tests {
             assert_eq!(all.len(), 77, "{group_rows} by {group_cols}");
             all.sort_by(f32::total_cmp);
             assert_eq!(all, values, "{group_rows} by {group_cols}");
+        }
+    }
+
+    #[test]
+    fn extremes_are_those_of_the_groups() {
+        for (group_rows, group_cols) in [(1, 4), (0, 0), (2, 0), (0, 3), (3, 5), (1, 1), (2, 17)] {
+            let grid = Grid::new(7, 40, group_rows, group_cols);
+            let values: Vec<f32> = (0..280).map(|i| ((i * 251) % 1009) as f32 - 500.0).collect();
+            let mut ends = Extremes::new(&grid);
+            for i in 0..grid.down {
+                ends.reset();
+                grid.band(i).for_each(|row| ends.add(&values[row * 40..][..40]));
+                for (j, found) in ends.groups().enumerate() {
+                    assert_eq!(found, extremes(grid.group(&values, i, j, &mut Vec::new())));
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Encoding to `grouped`: scales and zero points of all groups, then codes.
 
-use super::grid::Grid;
-use super::kernels::{Columns, codes, codes_by_column, extremes, pack_row};
+use super::grid::{Extremes, Grid, NARROW};
+use super::kernels::{Columns, codes, codes_by_column, pack_row};
 use super::levels::{LevelSet, Levels, with_levels};
 use super::matrix::Matrix;
 use super::mse::{self, Group};
@@ -16,8 +16,6 @@ use rayon::prelude::*;
 
 /// Elements that one thread takes at a time.
 const TASK_ELEMENTS: usize = 1 << 16;
-/// Groups narrower than this are rounded with parameters per column.
-const NARROW: usize = 16;
 /// Most levels of scales whose scales are quantised again.
 const MAX_NESTING: usize = 3;
 
@@ -99,7 +97,7 @@ impl Encoder<'_> {
 
     /// Scale and base of every group before they are stored.
     fn fits(&self) -> Vec<Fit> {
-        let mut fits = self.extremes_of_bands(|least, greatest| self.rule.from_extremes(least, greatest));
+        let mut fits = self.from_extremes();
         if self.params.method == Method::Mse {
             let steps = match self.params.codes {
                 Codes::Integer => self.rule.high - self.rule.low,
@@ -162,33 +160,31 @@ impl Encoder<'_> {
         Ok(Stored { node, values })
     }
 
-    /// One `T` a group, from its least and greatest value.
-    fn extremes_of_bands<T: Copy + Default + Send>(&self, of: impl Fn(f32, f32) -> T + Sync) -> Vec<T> {
+    /// Round to nearest for every group.
+    fn from_extremes(&self) -> Vec<Fit> {
         let grid = &self.grid;
-        let mut all = vec![T::default(); grid.groups()];
+        let mut all = vec![Fit::default(); grid.groups()];
         if all.is_empty() {
             return all;
         }
-        all.par_chunks_mut(grid.across).with_min_len(self.bands_a_task()).enumerate().for_each_init(
-            || vec![(f32::INFINITY, f32::NEG_INFINITY); grid.across],
-            |ends, (i, out)| {
-                ends.fill((f32::INFINITY, f32::NEG_INFINITY));
-                for row in grid.band(i) {
-                    let row = &self.matrix.values()[row * grid.cols..][..grid.cols];
-                    for (ends, values) in ends.iter_mut().zip(row.chunks(grid.group_cols)) {
-                        let (least, greatest) = extremes(values);
-                        *ends = (ends.0.min(least), ends.1.max(greatest));
+        all.par_chunks_mut(grid.across)
+            .with_min_len(self.bands_a_task())
+            .enumerate()
+            .for_each_init(
+                || Extremes::new(grid),
+                |ends, (i, fits)| {
+                    ends.reset();
+                    grid.band(i)
+                        .for_each(|row| ends.add(&self.matrix.values()[row * grid.cols..][..grid.cols]));
+                    for (fit, (least, greatest)) in fits.iter_mut().zip(ends.groups()) {
+                        *fit = self.rule.from_extremes(least, greatest);
                     }
-                }
-                for (out, ends) in out.iter_mut().zip(ends.iter()) {
-                    *out = of(ends.0, ends.1);
-                }
-            },
-        );
+                },
+            );
         all
     }
 
-    fn for_each_group<T: Send>(&self, all: &mut [T], each: impl Fn(Group<'_>, &mut T) + Sync) {
+    fn for_each_group(&self, all: &mut [Fit], each: impl Fn(Group<'_>, &mut Fit) + Sync) {
         let grid = &self.grid;
         if all.is_empty() {
             return;

@@ -6,10 +6,12 @@
 //! `e = shrink(w - w')`, then `zero = mean(w - e - level * scale)`, in turns while the weight of
 //! the quadratic part grows.
 
+use super::kernels::{CHUNK, sum_by};
 use super::levels::Levels;
 use super::params::HqqParams;
 use super::rule::Rule;
 use crate::error::{Error, Result};
+use multiversion::multiversion;
 
 impl HqqParams {
     pub(super) fn check(&self) -> Result<()> {
@@ -23,8 +25,9 @@ impl HqqParams {
     }
 }
 
-/// The value of the lowest level, for a stored scale, that lowers the p-norm of the error most;
-/// `base` when nothing is better.
+/// The value of the lowest level for a stored scale. As in the authors' code, iterations go on while
+/// the sum of absolute errors falls, so that it is never above that of `base`.
+#[multiversion(targets("x86_64+avx2"))]
 pub(super) fn fit_base<L: Levels>(
     levels: L,
     rule: &Rule<'_>,
@@ -42,26 +45,26 @@ pub(super) fn fit_base<L: Levels>(
     for _ in 0..params.iterations.max(1) {
         let affine = rule.affine(scale, rule.zero_point(scale, base));
         let factor = affine.factor();
-        let exponent = params.norm - 1.0;
+        let (exponent, inverse_beta) = (params.norm - 1.0, 1.0 / beta);
         let (mut norm, mut shift) = (0f64, 0f64);
-        for values in values.chunks(512) {
-            let (mut norm_part, mut shift_part) = ([0f32; 8], [0f32; 8]);
-            for values in values.chunks(8) {
-                for ((value, norm), shift) in values.iter().zip(&mut norm_part).zip(&mut shift_part) {
-                    let level = levels.level((value - affine.add) * factor + affine.subtract);
-                    // In units of the scale, so that beta means the same for every tensor.
-                    let error = (value - ((level - affine.subtract) * scale + affine.add)) * factor;
-                    let size = error.abs();
-                    let power = power(size, exponent);
-                    *norm += size * power;
-                    // shrink(e) = sign(e) * max(0, |e| - |e|^(p-1) / beta)
-                    let kept = size - power / beta;
-                    let kept = if kept > 0.0 { kept } else { 0.0 };
-                    *shift += error - kept.copysign(error);
-                }
+        let mut buffers = [[0f32; CHUNK]; 2];
+        for values in values.chunks(CHUNK) {
+            let [norms, shifts] = &mut buffers;
+            let (norms, shifts) = (&mut norms[..values.len()], &mut shifts[..values.len()]);
+            for ((value, norm), shift) in values.iter().zip(norms.iter_mut()).zip(shifts.iter_mut()) {
+                let level = levels.level((value - affine.add) * factor + affine.subtract);
+                // In units of the scale, so that beta means the same for every tensor.
+                let error = (value - affine.value(level)) * factor;
+                let size = error.abs();
+                let power = power(size, exponent);
+                *norm = size;
+                // shrink(e) = sign(e) * max(0, |e| - |e|^(p-1) / beta)
+                let kept = size - power * inverse_beta;
+                let kept = if kept > 0.0 { kept } else { 0.0 };
+                *shift = error - kept.copysign(error);
             }
-            norm += norm_part.iter().copied().map(f64::from).sum::<f64>();
-            shift += shift_part.iter().copied().map(f64::from).sum::<f64>();
+            norm += sum_by(norms, norms, |v, _| v);
+            shift += sum_by(shifts, shifts, |v, _| v);
         }
         if !(norm < best.0) {
             break;

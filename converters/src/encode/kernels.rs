@@ -9,7 +9,7 @@ use multiversion::multiversion;
 /// Partial sums of a loop.
 const LANES: usize = 8;
 /// Elements summed in f32 before the sum goes on in f64.
-const CHUNK: usize = 64 * LANES;
+pub(super) const CHUNK: usize = 16 * LANES;
 
 /// Scale and zero point of a group as the decoder uses them:
 /// `value = (level - subtract) * scale + add`.
@@ -29,7 +29,7 @@ impl Affine {
     }
 
     #[inline(always)]
-    fn value(self, level: f32) -> f32 {
+    pub(super) fn value(self, level: f32) -> f32 {
         (level - self.subtract) * self.scale + self.add
     }
 }
@@ -50,6 +50,14 @@ pub(super) fn extremes(values: &[f32]) -> (f32, f32) {
         *high = high.max(*v);
     }
     (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// Widens the extremes of each column by a row.
+pub(super) fn widen(row: &[f32], least: &mut [f32], greatest: &mut [f32]) {
+    for ((least, greatest), v) in least.iter_mut().zip(greatest).zip(row) {
+        *least = if *v < *least { *v } else { *least };
+        *greatest = if *v > *greatest { *v } else { *greatest };
+    }
 }
 
 /// Codes of the values of one group.
@@ -121,7 +129,7 @@ pub(super) struct Moments {
 }
 
 /// Sums over a group with each value rounded by `affine`.
-#[multiversion(targets("x86_64+avx2", "x86_64+avx512f+avx512bw+avx512vl+avx512dq"))]
+#[multiversion(targets("x86_64+avx2"))]
 pub(super) fn moments<L: Levels>(
     levels: L,
     affine: Affine,
@@ -145,33 +153,40 @@ fn moments_by<L: Levels>(
 ) -> Moments {
     let factor = affine.factor();
     let mut total = Moments::default();
+    let mut buffer = [0f32; CHUNK];
     for (values, weights) in values.chunks(CHUNK).zip(weights.chunks(CHUNK)) {
-        let (mut l, mut ll, mut xl) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
-        let mut add = |lane: usize, value: f32, weight: f32| {
-            let level = levels.level((value - affine.add) * factor + affine.subtract);
-            let weighted = weigh(level, weight);
-            l[lane] += weighted;
-            ll[lane] += level * weighted;
-            xl[lane] += value * weighted;
-        };
-        let (value_chunks, value_rest) = values.as_chunks::<LANES>();
-        let (weight_chunks, weight_rest) = weights.as_chunks::<LANES>();
-        for (values, weights) in value_chunks.iter().zip(weight_chunks) {
-            for lane in 0..LANES {
-                add(lane, values[lane], weights[lane]);
-            }
+        let level = &mut buffer[..values.len()];
+        for (level, value) in level.iter_mut().zip(values) {
+            *level = levels.level((value - affine.add) * factor + affine.subtract);
         }
-        for (lane, (value, weight)) in value_rest.iter().zip(weight_rest).enumerate() {
-            add(lane, *value, *weight);
-        }
-        total.l += sum(l);
-        total.ll += sum(ll);
-        total.xl += sum(xl);
+        // One sum at a time: loops with several do not vectorise.
+        let weighted = |index: &[f32], weights: &[f32]| sum_by(index, weights, &weigh);
+        total.l += weighted(level, weights);
+        total.ll += sum3(level, level, weights, &weigh);
+        total.xl += sum3(values, level, weights, &weigh);
     }
     total
 }
 
+#[inline(always)]
+fn sum3(a: &[f32], b: &[f32], weights: &[f32], weigh: impl Fn(f32, f32) -> f32) -> f64 {
+    let mut lanes = [0f32; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let (w_chunks, w_rest) = weights.as_chunks::<LANES>();
+    for ((a, b), w) in a_chunks.iter().zip(b_chunks).zip(w_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += weigh(a[lane] * b[lane], w[lane]);
+        }
+    }
+    for (((lane, a), b), w) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(w_rest) {
+        *lane += weigh(*a * *b, *w);
+    }
+    sum(lanes)
+}
+
 /// Weighted squared error of a group as the decoder will see it.
+#[multiversion(targets("x86_64+avx2"))]
 pub(super) fn squared_error<L: Levels>(
     levels: L,
     affine: Affine,

@@ -10,6 +10,8 @@ use super::rule::{Fit, Rule};
 
 /// Rounds of codes for the fit, then fit for the codes, after the grid.
 const REFITS: usize = 4;
+/// Coarsest step of the grid, cut off at each end, in parts of the range of levels.
+const COARSE: f32 = 0.035;
 /// The grid is left when the error has grown to this multiple of the least.
 const GIVE_UP: f64 = 1.5;
 
@@ -73,32 +75,41 @@ struct Search<'a, L> {
 }
 
 impl<L: Levels> Search<'_, L> {
-    /// The best of clipping ratios around round to nearest, refined.
+    /// The best of clippings around round to nearest, refined.
     fn grid(&self, steps: f32, rtn: Fit) -> Trial {
-        let middle = rtn.base + 0.5 * steps * rtn.scale;
-        // So many steps are cut off, half of them at each end.
-        let clipped = |cut: f32| {
-            let ratio = steps / (steps + cut);
-            Fit { scale: rtn.scale * ratio, base: middle - (middle - rtn.base) * ratio }
+        // So many steps are cut off below and above.
+        let clipped = |[below, above]: [f32; 2]| {
+            let ratio = 1.0 - (below + above) / steps;
+            Fit { scale: rtn.scale * ratio, base: rtn.base + below * rtn.scale }
         };
         let mut best = self.trial(rtn);
-        let mut best_cut = 0.0;
-        let attempt = |cut: f32, best: &mut Trial, best_cut: &mut f32| {
+        let mut best_cut = [0.0; 2];
+        let mut attempt = |cut: [f32; 2], best_cut: &mut [f32; 2]| {
             let trial = self.trial(clipped(cut));
             if trial.error < best.error {
-                (*best, *best_cut) = (trial, cut);
+                (best, *best_cut) = (trial, cut);
             }
             trial.error < GIVE_UP * best.error
         };
-        attempt(-0.07 * steps, &mut best, &mut best_cut);
-        let mut cut = 0.07 * steps;
-        while cut < 2.0 * steps && attempt(cut, &mut best, &mut best_cut) {
-            cut += 0.07 * steps;
+        let width = COARSE * steps;
+        attempt([-width; 2], &mut best_cut);
+        let mut cut = width;
+        while cut < 0.4 * steps && attempt([cut; 2], &mut best_cut) {
+            cut += width;
         }
-        for width in [0.035, 0.0175] {
-            let around = best_cut;
+        for width in [0.5 * width, 0.25 * width] {
+            let [below, above] = best_cut;
             for side in [-width, width] {
-                attempt(around + side * steps, &mut best, &mut best_cut);
+                attempt([below + side, above + side], &mut best_cut);
+            }
+        }
+        if matches!(self.rule.zero, Zero::Subtract | Zero::Add) {
+            for width in [1.5 * width, 0.6 * width] {
+                for (end, side) in [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)] {
+                    let mut cut = best_cut;
+                    cut[end] += side * width;
+                    attempt(cut, &mut best_cut);
+                }
             }
         }
         for _ in 0..REFITS {
