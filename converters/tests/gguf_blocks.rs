@@ -160,3 +160,71 @@ fn noise(mut state: u64, len: usize) -> Vec<u8> {
     });
     words.flatten().take(len).collect()
 }
+
+#[test]
+fn nodes_take_the_space_of_blocks() -> Result {
+    let cols = 4096;
+    for &ty in GgmlType::ALL {
+        let block_bytes = ty.row_bytes(cols)? * 16;
+        let node = block_node(ty, 16, cols, &noise(251, usize::try_from(block_bytes)?))?;
+        // Codebooks are shared by all tensors, and tables do not grow with them.
+        let fixed: u64 = node
+            .children
+            .iter()
+            .filter(|child| child.rows > 16 || child.rows == 1)
+            .map(|child| child.stored_bytes())
+            .sum();
+        let ratio = (node.stored_bytes() - fixed) as f64 / block_bytes as f64;
+        // Trits are not packed five to a byte, and not all grids have as many vectors as codes.
+        let most = match ty {
+            GgmlType::TQ1_0 | GgmlType::IQ2_S => 1.23,
+            GgmlType::IQ3_XXS | GgmlType::IQ1_S => 1.07,
+            // Tables of bytes that only noise needs.
+            GgmlType::MXFP4 | GgmlType::NVFP4 => 1.05,
+            _ => 1.005,
+        };
+        assert!(ratio <= most, "{}: {ratio}", ty.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_of_a_type_share_their_codebook() -> Result {
+    let [first, second] = [1, 2].map(|seed| block_node(GgmlType::IQ2_XS, 1, 256, &noise(seed, 74)));
+    let (first, second) = (first?, second?);
+    assert!(first.children.iter().zip(&second.children).any(|(a, b)| std::sync::Arc::ptr_eq(a, b)));
+    Ok(())
+}
+
+/// One row of blocks, each with one of these scales and all codes.
+fn blocks_of_scales(ty: GgmlType, scales: impl Iterator<Item = u8>) -> Vec<u8> {
+    let (scale_bytes, code_bytes) = if ty == GgmlType::MXFP4 { (1, 16) } else { (4, 32) };
+    let codes = (0..16u8).map(|i| i << 4 | (15 - i)).cycle().take(code_bytes);
+    scales.flat_map(|scale| std::iter::repeat_n(scale, scale_bytes).chain(codes.clone())).collect()
+}
+
+#[test]
+fn scales_of_8_bits_stay_bytes_where_the_container_has_their_type() -> Result {
+    for (ty, numbers) in [(GgmlType::MXFP4, 0..=254), (GgmlType::NVFP4, 0..=126)] {
+        let bytes = blocks_of_scales(ty, numbers);
+        let cols = bytes.len() as u64 / ty.block_bytes() * ty.block_elems();
+        let node = block_node(ty, 1, cols, &bytes)?;
+        let scale = node.children.first().ok_or("no scale")?;
+        assert_eq!(scale.encoding, cmf_format::encoding::dense::ID, "{}", ty.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn every_scale_of_8_bits_has_its_value() -> Result {
+    for (ty, last) in [(GgmlType::MXFP4, 254), (GgmlType::NVFP4, 126)] {
+        for numbers in [0..=last, 0..=255] {
+            let bytes = blocks_of_scales(ty, numbers);
+            let cols = bytes.len() as u64 / ty.block_bytes() * ty.block_elems();
+            let mut expected = vec![0.0; usize::try_from(cols)?];
+            decode(ty, &bytes, &mut expected)?;
+            assert_eq!(bits(&node_values(ty, 1, cols, &bytes)?), bits(&expected), "{}", ty.name());
+        }
+    }
+    Ok(())
+}

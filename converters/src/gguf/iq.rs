@@ -36,6 +36,8 @@ pub(super) enum Grid {
 }
 
 impl Grid {
+    pub(super) const COUNT: usize = 6;
+
     /// Bits of a vector's number.
     pub(super) const fn index_bits(self) -> u8 {
         match self {

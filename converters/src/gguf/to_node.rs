@@ -1,14 +1,16 @@
 //! Blocks as nodes of the container, with the very values that they have in GGUF.
 //!
 //! Nothing is quantised again: codes and f16 factors are moved, not computed. Scales that a block
-//! quantises once more become `grouped` children. Inside a block, codes are put in the order of
-//! their columns.
+//! quantises once more become `grouped` children, and the grids of the IQ types `codebook`s that
+//! all nodes of a type share. Inside a block, codes are put in the order of their columns.
 
-use cmf_format::encoding::{dense, grouped};
+use std::sync::{Arc, OnceLock};
+
+use cmf_format::encoding::{codebook, dense, grouped};
 use cmf_format::{DType, NodeData};
 
 use super::blocks::{ByteFloat, Elements, Layout, Map, Parts, Shared, layout, unpack};
-use super::decode::decode;
+use super::iq::Grid;
 use super::types::GgmlType;
 use crate::error::{Error, Result};
 
@@ -29,16 +31,10 @@ pub fn block_node(ty: GgmlType, rows: u64, cols: u64, bytes: &[u8]) -> Result<No
         (Some(dtype), _) => dense::pack(dtype, rows, cols, bytes.to_vec()),
         (None, Some(layout)) => {
             let geometry = Geometry::new(ty, &layout, rows, cols);
+            let columns = Columns::of(ty, &layout, bytes);
             match layout.elements {
-                Elements::Codes(bits, map) => {
-                    Columns::of(ty, &layout, bytes).grouped(&layout, &geometry, bits, map)
-                }
-                Elements::Vectors(_) => {
-                    let mut values =
-                        vec![0.0; bytes.len() / ty.block_bytes() as usize * ty.block_elems() as usize];
-                    decode(ty, bytes, &mut values)?;
-                    dense::pack_values(DType::F32, rows, cols, &values)
-                }
+                Elements::Codes(bits, map) => columns.grouped(&layout, &geometry, bits, map),
+                Elements::Vectors(grid) => columns.codebook(&layout, &geometry, grid),
             }
         }
         (None, None) => return Err(Error::unsupported(format!("tensors of type {}", ty.name()))),
@@ -76,6 +72,7 @@ impl Geometry {
 struct Columns {
     /// Bit stream of the elements. Blocks are multiples of 32 elements, so rows need no padding.
     codes: Vec<u8>,
+    vectors: Vec<u16>,
     scales: Vec<u8>,
     mins: Vec<u8>,
     /// The f16 factors of the scales.
@@ -90,14 +87,19 @@ impl Columns {
         let groups = block_elems / layout.group;
         let coded_mins = matches!(layout.min, Some(Shared::Scaled(..)));
         let mut columns = Self::default();
-        if let Elements::Codes(bits, _) = layout.elements {
-            columns.codes.reserve_exact(bytes.len() / block_bytes * block_elems / 8 * usize::from(bits));
+        let elems = bytes.len() / block_bytes * block_elems;
+        match layout.elements {
+            Elements::Codes(bits, _) => columns.codes.reserve_exact(elems / 8 * usize::from(bits)),
+            Elements::Vectors(grid) => columns.vectors.reserve_exact(elems / grid.vector()),
         }
         let mut parts = Parts::new();
         for block in bytes.chunks_exact(block_bytes) {
             unpack(ty, block, &mut parts);
-            if let Elements::Codes(bits, _) = layout.elements {
-                pack(&parts.codes[..block_elems], bits, &mut columns.codes);
+            match layout.elements {
+                Elements::Codes(bits, _) => pack(&parts.codes[..block_elems], bits, &mut columns.codes),
+                Elements::Vectors(grid) => {
+                    columns.vectors.extend_from_slice(&parts.vectors[..block_elems / grid.vector()]);
+                }
             }
             columns.d.extend(parts.d.to_le_bytes());
             if layout.scale != Shared::Half {
@@ -144,6 +146,41 @@ impl Columns {
         };
         let children = grouped::Children { scale: Some(scale), zero, table };
         grouped::pack_stream(&descriptor, geometry.rows, geometry.cols, self.codes, children)
+    }
+
+    fn codebook(self, layout: &Layout, geometry: &Geometry, grid: Grid) -> cmf_format::Result<NodeData> {
+        let scale = shared(layout.scale, geometry, self.scales, self.d)?;
+        let descriptor = codebook::Descriptor {
+            codebooks: 1,
+            bits: grid.index_bits(),
+            has_scale: true,
+            vector_rows: 1,
+            vector_cols: grid.vector() as u32,
+            scale_cols: layout.group as u32,
+        };
+        let &Geometry { rows, cols, .. } = geometry;
+        codebook::pack(&descriptor, rows, cols, &self.vectors, grid.entries()?, Some(Arc::new(scale)))
+    }
+}
+
+impl Grid {
+    /// The node of all vectors, one for all tensors of a process.
+    fn entries(self) -> cmf_format::Result<Arc<NodeData>> {
+        static NODES: [OnceLock<Arc<NodeData>>; Grid::COUNT] = [const { OnceLock::new() }; Grid::COUNT];
+        let node = &NODES[self as usize];
+        if let Some(node) = node.get() {
+            return Ok(node.clone());
+        }
+        let width = self.vector();
+        let count = 1usize << self.index_bits();
+        let mut entry = [0; 8];
+        let mut bytes = Vec::with_capacity(count * width);
+        for index in 0..=u16::MAX >> (16 - self.index_bits()) {
+            self.entry(index, &mut entry[..width]);
+            bytes.extend(entry[..width].iter().flat_map(|element| element.to_le_bytes()));
+        }
+        let built = dense::pack(DType::I8, count as u64, width as u64, bytes)?;
+        Ok(node.get_or_init(|| Arc::new(built)).clone())
     }
 }
 
