@@ -9,6 +9,8 @@ pub struct Limits {
     pub records: u64,
     /// Largest decoded size of one compressed segment in bytes.
     pub decoded_segment_bytes: u64,
+    /// Largest decoded size of the compressed segments of one opened tensor together, in bytes.
+    pub decoded_tensor_bytes: u64,
     /// Longest name in bytes.
     pub name_bytes: u32,
     /// Most extents of a tensor.
@@ -23,6 +25,7 @@ impl Default for Limits {
             directory_bytes: 1 << 30,
             records: 1 << 27,
             decoded_segment_bytes: 1 << 30,
+            decoded_tensor_bytes: 1 << 32,
             name_bytes: 4096,
             rank: 16,
             node_depth: 8,

@@ -27,13 +27,32 @@ pub(crate) fn file_problem(name: &str) -> Option<&'static str> {
     if name.chars().any(|c| matches!(c, '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|')) {
         return Some("is not a bare file name");
     }
-    let reserved = name.split('.').next().is_some_and(|stem| {
-        matches!(stem.to_ascii_uppercase().as_str(), "CON" | "PRN" | "AUX" | "NUL")
-            || (stem.len() == 4
-                && ["COM", "LPT"].iter().any(|device| stem.to_ascii_uppercase().starts_with(device)))
-    });
-    (reserved || name.ends_with(['.', ' ']) || name.starts_with(' '))
+    if name.len() > MAX_FILE_NAME_BYTES {
+        return Some("is longer than 255 bytes");
+    }
+    let device = name.split('.').next().is_some_and(|stem| is_device(stem.trim_end_matches(' ')));
+    (device || name.ends_with(['.', ' ']) || name.starts_with(' '))
         .then_some("is no file name on every system")
+}
+
+/// Longest file name that every system takes.
+const MAX_FILE_NAME_BYTES: usize = 255;
+
+/// Whether Windows takes a file of this stem for a device.
+fn is_device(stem: &str) -> bool {
+    let stem = stem.to_ascii_uppercase();
+    let numbered = ["COM", "LPT"].iter().find_map(|port| stem.strip_prefix(port));
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || numbered.is_some_and(|rest| {
+            let mut rest = rest.chars();
+            matches!(rest.next(), Some('0'..='9' | '¹' | '²' | '³')) && rest.next().is_none()
+        })
+}
+
+/// Why `text` may not be a media type; `None` when it may.
+pub(crate) fn media_type_problem(text: &str) -> Option<&'static str> {
+    let printable = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    (text.is_empty() || !printable).then_some("is no media type")
 }
 
 fn changes_direction(c: char) -> bool {
@@ -57,8 +76,21 @@ mod tests {
         for name in ["", "a\0b", "a\nb", "a\u{202E}b", "../x", "a/../b", "./a", "a/.."] {
             assert!(tensor_problem(name).is_some(), "{name:?}");
         }
-        for name in ["a/b", "C:x", "..", "nul.json", "a\\b", "x.", "COM1"] {
+        for name in ["a/b", "C:x", "..", "nul.json", "NUL .x", "a\\b", "x.", "COM1", "lpt³.txt", "conin$"] {
             assert!(file_problem(name).is_some(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn rejects_file_name_that_is_too_long() {
+        assert_eq!(file_problem(&"x".repeat(255)), None);
+        assert!(file_problem(&"x".repeat(256)).is_some());
+    }
+
+    #[test]
+    fn accepts_file_names_that_only_begin_like_devices() {
+        for name in ["comb.json", "com.json", "com10", "lptx", "console.txt"] {
+            assert_eq!(file_problem(name), None, "{name}");
         }
     }
 }

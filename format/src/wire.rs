@@ -64,6 +64,8 @@ pub const MINOR: u16 = 0;
 pub const EDITION: u32 = 202_611;
 /// Size of the header, and the offset of the directory.
 pub const HEADER_BYTES: u64 = 256;
+/// Table flag: a reader that does not know the table must refuse the archive.
+pub const TABLE_REQUIRED: u32 = 1;
 /// Term flag: a reader that does not know the term's encoding may leave the term out.
 pub const TERM_OPTIONAL: u16 = 1 << 8;
 /// Tensor flag: the terms are added to the tensor of the same name in the base archive.
@@ -110,7 +112,7 @@ record! {
         directory_hash: [u8; 32],
         /// Bytes of one chunk group: a power of two from 1 024 to 2^30.
         chunk_group_bytes: U32,
-        /// Segment that holds the chunk-group hashes, or [`NONE`].
+        /// Segment that holds the chunk-group hashes, 0, or [`NONE`] when there are none.
         chunk_hash_segment: U32,
         /// Number of table records at the start of the directory.
         table_count: U32,
@@ -124,7 +126,8 @@ record! {
     TableRecord 32 {
         /// A [`Table`] number; unknown numbers follow `flags`.
         kind: U32,
-        /// Bit 0: a reader that does not know the table must refuse the archive.
+        /// Bit 0: a reader that does not know the table must refuse the archive; set for all tables
+        /// of version 1. Of a known table bits 1 to 15 must be understood, high 16 bits may be ignored.
         flags: U32,
         /// Bytes from one record to the next; at least the size that this version knows.
         record_bytes: U32,
@@ -141,7 +144,7 @@ record! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Table {
-    /// UTF-8 bytes, sorted unique strings end to end.
+    /// UTF-8 bytes, the strings that records refer to, sorted and unique, end to end.
     Strings = 1,
     /// `u64` extents of tensor shapes.
     Extents = 2,
@@ -367,11 +370,13 @@ record! {
         rows: U64,
         /// Columns.
         cols: U64,
-        /// First byte in the descriptors table, a multiple of 8.
+        /// First byte in the descriptors table, a multiple of 8: the end of those before, or one of
+        /// them again.
         descriptor_offset: U32,
         /// Length, a multiple of 8.
         descriptor_bytes: U32,
-        /// First entry in the refs table: segments, then children.
+        /// First entry in the refs table, where those of the node before end: segments, then
+        /// children.
         first_ref: U32,
         /// Number of segments.
         segment_count: U16,
@@ -401,6 +406,13 @@ record! {
         flags: U16,
         /// BLAKE3 of the stored bytes.
         hash: [u8; 32],
+    }
+}
+
+impl SegmentRecord {
+    /// Whether version 1 knows the compression and every must-understand flag.
+    pub const fn is_known(&self) -> bool {
+        self.compression <= 1 && self.flags.get() & 0xFF == 0
     }
 }
 

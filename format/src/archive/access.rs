@@ -9,6 +9,7 @@ use crate::source::Source;
 use crate::wire::*;
 use core::ops::Range;
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 macro_rules! view {
     ($(#[$meta:meta])* $name:ident $record:ident) => {
@@ -350,8 +351,15 @@ impl<'a, S: Source> Node<'a, S> {
     ///
     /// # Errors
     /// `Unsupported` for an unknown encoding, `Value` for a compressed segment that is damaged,
-    /// `Limit` for one that is too large, `Io` from the source.
+    /// `Limit` for compressed segments that are too large alone or together, `Io` from the source.
     pub fn view(&self) -> Result<View<'a>> {
+        let mut budget_bytes = self.archive.limits.decoded_tensor_bytes;
+        self.view_within(&mut budget_bytes)
+    }
+
+    /// As [`Node::view`], while decompressed bytes fit `budget_bytes`, from which they are taken:
+    /// many terms may share one small segment that decodes to a large one.
+    pub(super) fn view_within(&self, budget_bytes: &mut u64) -> Result<View<'a>> {
         if !self.is_known() && encoding::name(self.record.encoding.get()).is_none() {
             return Err(encoding::unknown(self.record.encoding.get(), self.record.version.get()));
         }
@@ -364,26 +372,33 @@ impl<'a, S: Source> Node<'a, S> {
             rows: self.record.rows.get(),
             cols: self.record.cols.get(),
             descriptor: self.descriptor(),
-            segments: self.segments().map(|s| s.decoded()).collect::<Result<_>>()?,
-            children: self.children().map(|c| c.view()).collect::<Result<_>>()?,
+            segments: self.segments().map(|s| s.decoded_within(budget_bytes)).collect::<Result<_>>()?,
+            children: self.children().map(|c| c.view_within(budget_bytes)).collect::<Result<_>>()?,
         })
     }
 
     /// Indices of this node's and all its children's segments, each once, ascending.
     pub fn all_segments(&self) -> Vec<u32> {
-        let mut found = Vec::new();
-        self.collect_segments(&mut found);
-        found.sort_unstable();
-        found.dedup();
-        found
+        segments_of(std::iter::once(*self))
     }
+}
 
-    fn collect_segments(&self, found: &mut Vec<u32>) {
-        found.extend(self.segments().map(|s| s.index));
-        for child in self.children() {
-            child.collect_segments(found);
+/// Indices of the segments of nodes and all below them, each once, ascending.
+///
+/// Each node is visited once: the paths through shared children can be exponentially many.
+fn segments_of<'a, S: Source + 'a>(nodes: impl Iterator<Item = Node<'a, S>>) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut visited = HashSet::new();
+    let mut pending: Vec<_> = nodes.collect();
+    while let Some(node) = pending.pop() {
+        if visited.insert(node.index) {
+            found.extend(node.segments().map(|s| s.index));
+            pending.extend(node.children());
         }
     }
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 impl<'a, S: Source> Segment<'a, S> {
@@ -422,6 +437,22 @@ impl<'a, S: Source> Segment<'a, S> {
         }
     }
 
+    /// As [`Segment::decoded`]; decompressed bytes are taken from `budget_bytes` first.
+    fn decoded_within(&self, budget_bytes: &mut u64) -> Result<Cow<'a, [u8]>> {
+        if self.record.compression != 0 {
+            let bytes = self.record.decoded_bytes.get();
+            *budget_bytes = budget_bytes.checked_sub(bytes).ok_or_else(|| {
+                let limit = self.archive.limits.decoded_tensor_bytes;
+                let problem =
+                    format!("compressed segments that are open together decode to more than {limit}");
+                Error::new(ErrorKind::Limit, "zstd", problem)
+                    .in_segment(self.index)
+                    .at(self.record.offset.get())
+            })?;
+        }
+        self.decoded()
+    }
+
     /// How the stored bytes are compressed; `None` when this reader does not know.
     pub fn compression(&self) -> Option<Compression> {
         match self.record.compression {
@@ -441,13 +472,7 @@ impl<'a, S: Source> Unit<'a, S> {
 
     /// Indices of all its segments, each once, ascending.
     pub fn segments(&self) -> Vec<u32> {
-        let mut found = Vec::new();
-        for node in self.terms().filter_map(|t| t.node()) {
-            node.collect_segments(&mut found);
-        }
-        found.sort_unstable();
-        found.dedup();
-        found
+        segments_of(self.terms().filter_map(|t| t.node()))
     }
 }
 

@@ -31,7 +31,8 @@ pub struct Archive<S> {
     header: Header,
     limits: Limits,
     tables: [Span; Table::ALL.len()],
-    unknown_tables: bool,
+    /// Whether there are tables, or ends of records, that this reader does not know.
+    more: bool,
     /// Whether a node and all below it have encodings that this reader knows.
     known_nodes: Vec<bool>,
 }
@@ -97,9 +98,9 @@ impl<S: Source> Archive<S> {
             return Err(Error::new(ErrorKind::Hash, "directory", "its BLAKE3 hash is not the header's")
                 .at(HEADER_BYTES));
         }
-        let (tables, unknown_tables) = check::tables(directory, &header, limits)?;
+        let (tables, more) = check::tables(directory, &header, limits)?;
         let mut archive =
-            Self { source, header, limits: limits.clone(), tables, unknown_tables, known_nodes: Vec::new() };
+            Self { source, header, limits: limits.clone(), tables, more, known_nodes: Vec::new() };
         archive.known_nodes = check::records(&archive)?;
         Ok(archive)
     }
