@@ -162,7 +162,8 @@ impl DType {
         Ok(())
     }
 
-    /// Encodes `values`, rounding to nearest even; integers saturate, NaN becomes 0 in integers.
+    /// Encodes `values`, rounding to nearest even. Integers and one-byte floats saturate; infinity
+    /// and NaN stay what they are where the type has them, NaN becomes 0 in integers.
     ///
     /// # Errors
     /// `Argument` for `c64`.
@@ -184,7 +185,12 @@ impl DType {
             DType::BF16 => each!(|v| bf16::from_f32(v).to_le_bytes()),
             DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz => {
                 let table = self.byte_values();
-                each!(|v| [nearest(&table, v)])
+                let nan = match self {
+                    DType::F8E4M3 | DType::F8E5M2 => 0x7F,
+                    DType::F8E8M0 => 0xFF,
+                    _ => 0x80,
+                };
+                each!(|v: f32| [if v.is_nan() { nan } else { nearest(&table, v) }])
             }
             DType::I64 => float_int!(i64),
             DType::I32 => float_int!(i32),
@@ -201,13 +207,13 @@ impl DType {
         })
     }
 
-    /// The finite values of a one-byte float with their codes, ascending in value then code.
+    /// The values of a one-byte float that are numbers, with their codes, ascending.
     fn byte_values(self) -> Vec<(f32, u8)> {
         let mut table: Vec<(f32, u8)> = (0..=255u8)
             .filter_map(|code| {
                 let mut value = [0.0];
                 self.decode(&[code], &mut value).ok()?;
-                value[0].is_finite().then_some((value[0], code))
+                (!value[0].is_nan()).then_some((value[0], code))
             })
             .collect();
         table.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -215,7 +221,8 @@ impl DType {
     }
 }
 
-/// Code of the entry nearest to `value`; ties go to the even code, values outside saturate.
+/// Code of the entry nearest to `value`, no NaN; ties go to the even code, finite values outside
+/// saturate.
 fn nearest(table: &[(f32, u8)], value: f32) -> u8 {
     let above = table.partition_point(|(v, _)| v.total_cmp(&value).is_lt());
     let upper = table.get(above).or(table.last()).copied().unwrap_or((0.0, 0));
@@ -295,6 +302,22 @@ mod tests {
         }
         assert_eq!(DType::F8E4M3.encode(&[1e9])?, [0x7E]);
         assert_eq!(DType::F8E4M3.encode(&[-1e9])?, [0xFE]);
+        Ok(())
+    }
+
+    #[test]
+    fn byte_floats_encode_what_is_no_finite_number() -> Result<()> {
+        for (dtype, nan) in [
+            (DType::F8E4M3, 0x7F),
+            (DType::F8E5M2, 0x7F),
+            (DType::F8E8M0, 0xFF),
+            (DType::F8E4M3Fnuz, 0x80),
+            (DType::F8E5M2Fnuz, 0x80),
+        ] {
+            assert_eq!(dtype.encode(&[f32::NAN, -f32::NAN])?, [nan, nan], "{}", dtype.name());
+        }
+        assert_eq!(DType::F8E5M2.encode(&[f32::INFINITY, f32::NEG_INFINITY, 1e9])?, [0x7C, 0xFC, 0x7B]);
+        assert_eq!(DType::F8E4M3.encode(&[f32::INFINITY])?, [0x7E]);
         Ok(())
     }
 
