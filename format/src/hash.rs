@@ -18,10 +18,16 @@ pub fn hash(bytes: &[u8]) -> [u8; HASH_BYTES] {
 ///
 /// `bytes` is one chunk group of a segment that has more than one; the last may be short.
 pub fn chunk_group_hash(group: u64, chunk_group_bytes: u64, bytes: &[u8]) -> [u8; HASH_BYTES] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(group.saturating_mul(chunk_group_bytes));
+    let mut hasher = chunk_group_hasher(group, chunk_group_bytes);
     hasher.update(bytes);
     hasher.finalize_non_root()
+}
+
+/// A hasher for chunk group `group`, whose `finalize_non_root` is the chaining value.
+pub(crate) fn chunk_group_hasher(group: u64, chunk_group_bytes: u64) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(group.saturating_mul(chunk_group_bytes));
+    hasher
 }
 
 /// The segment's hash and, when it has more than one chunk group, the groups' chaining values.

@@ -19,6 +19,17 @@ pub trait Source {
     /// # Errors
     /// `Truncated` when the file does not have them, `Io` when they cannot be read.
     fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>>;
+
+    /// Calls `visit` with `bytes` bytes from `offset` on, in order, in parts of the source's choice.
+    ///
+    /// For bytes that are looked at once and not kept: a source that reads on demand needs one
+    /// small buffer for it, however long the range is.
+    ///
+    /// # Errors
+    /// As [`Source::read`], and the first error of `visit`.
+    fn visit(&self, offset: u64, bytes: u64, visit: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        visit(&self.read(offset, bytes)?)
+    }
 }
 
 impl<T: AsRef<[u8]>> Source for T {

@@ -226,3 +226,85 @@ fn the_writer_refuses_what_the_reader_would() -> Outcome {
     assert!(twice.to_vec().is_err());
     Ok(())
 }
+
+/// Gives one byte more at each visit, as a source that reads on demand might.
+struct Dripping(Vec<u8>);
+
+impl cmf_format::Source for Dripping {
+    fn head(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> Result<std::borrow::Cow<'_, [u8]>, Error> {
+        Ok(self.0[offset as usize..(offset + bytes) as usize].into())
+    }
+
+    fn visit(
+        &self,
+        offset: u64,
+        bytes: u64,
+        visit: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut rest = &self.0[offset as usize..(offset + bytes) as usize];
+        for length in 1.. {
+            let (part, after) = rest.split_at(rest.len().min(length));
+            visit(part)?;
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn hashes_do_not_depend_on_how_a_source_visits() -> Outcome {
+    Archive::parse(Dripping(sample()?.to_vec()?), &Limits::default())?.verify()
+}
+
+#[test]
+fn chunk_groups_cover_their_segment() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    for segment in archive.segments() {
+        let groups = segment.chunk_groups()?;
+        let mut end = 0;
+        for group in groups.indices() {
+            assert_eq!(groups.bytes(group).start, end);
+            end = groups.bytes(group).end;
+        }
+        assert_eq!(end, segment.record().stored_bytes.get());
+        assert_eq!(kind(groups.verify(groups.indices().end)), Some(ErrorKind::Argument));
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_opened_alone_decode_as_all_rows_do() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    for name in ["sum", "tied.a"] {
+        let Some(tensor) = archive.tensor(name) else { panic!("{name} is missing") };
+        let all = TensorView::open(&tensor, u16::MAX)?;
+        let mut expected = vec![0.0; all.rows() * all.cols()];
+        all.decode_rows(0..all.rows(), &mut expected)?;
+        for start in 0..all.rows() {
+            let part = TensorView::open_rows(&tensor, u16::MAX, start as u64..start as u64 + 3)?;
+            let end = all.rows().min(start + 3);
+            let mut found = vec![0.0; (end - start) * all.cols()];
+            part.decode_rows(start..end, &mut found)?;
+            assert_eq!(found, expected[start * all.cols()..end * all.cols()], "{name} {start}");
+            assert_eq!(part.is_exact(), all.is_exact());
+            if end < all.rows() {
+                let mut beyond = vec![0.0; all.cols()];
+                assert_eq!(kind(part.decode_rows(end..end + 1, &mut beyond)), Some(ErrorKind::Argument));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! Opened matrices and tensors: sums of terms between transforms (spec: container, 6).
 
-use super::access::{Matrix, Tensor};
+use super::access::{Matrix, Tensor, Term};
 use crate::DType;
 use crate::encoding::View;
 use crate::error::{Error, ErrorKind, Result};
@@ -12,6 +12,8 @@ use core::ops::Range;
 pub struct MatrixView<'a> {
     rows: usize,
     cols: usize,
+    /// Rows whose terms are opened.
+    opened: Range<usize>,
     terms: Vec<Placed<'a>>,
     left_out: Vec<u32>,
 }
@@ -30,6 +32,26 @@ impl<'a> MatrixView<'a> {
     /// `Unsupported` when a term that is not optional has an unknown encoding, and as
     /// [`super::Node::view`].
     pub fn open<S: Source>(matrix: &Matrix<'a, S>, level: u16) -> Result<Self> {
+        Self::open_rows(matrix, level, 0..matrix.rows())
+    }
+
+    /// Opens the terms of `matrix` up to level `level` that touch rows `rows`; only these rows can
+    /// be decoded. Payload of the other terms is not read.
+    ///
+    /// # Errors
+    /// `Argument` when the matrix does not have these rows, else as [`MatrixView::open`].
+    pub fn open_rows<S: Source>(matrix: &Matrix<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
+        let mut budget_bytes = matrix.archive().limits().decoded_tensor_bytes;
+        Self::open_within(matrix, level, rows, &mut budget_bytes)
+    }
+
+    /// Opens while decompressed bytes fit `budget_bytes`, from which they are taken.
+    fn open_within<S: Source>(
+        matrix: &Matrix<'a, S>,
+        level: u16,
+        rows: Range<u64>,
+        budget_bytes: &mut u64,
+    ) -> Result<Self> {
         let extent = |n: u64| {
             usize::try_from(n)
                 .map_err(|_| Error::new(ErrorKind::Limit, "matrix", format!("extent {n} is too large")))
@@ -43,7 +65,15 @@ impl<'a> MatrixView<'a> {
                 format!("kind {}", transform.kind.get()),
             ));
         }
-        for (i, term) in matrix.terms().enumerate().filter(|(_, term)| term.level() <= level) {
+        if rows.start > rows.end || rows.end > matrix.rows() {
+            return Err(Error::new(ErrorKind::Argument, "rows", format!("{rows:?} of {}", matrix.rows())));
+        }
+        let touches = |term: &Term<'a, S>| {
+            let start = term.record().row_start.get();
+            let end = start.saturating_add(term.node().map_or(0, |node| node.record().rows.get()));
+            term.level() <= level && start.max(rows.start) < end.min(rows.end)
+        };
+        for (i, term) in matrix.terms().enumerate().filter(|(_, term)| touches(term)) {
             if !term.is_known() && term.is_optional() {
                 left_out.push(term.index());
                 continue;
@@ -55,10 +85,16 @@ impl<'a> MatrixView<'a> {
             terms.push(Placed {
                 row: extent(term.record().row_start.get())?,
                 col: extent(term.record().col_start.get())?,
-                view: node.view().map_err(|e| e.within(format_args!("term {i}")))?,
+                view: node.view_within(budget_bytes).map_err(|e| e.within(format_args!("term {i}")))?,
             });
         }
-        Ok(Self { rows: extent(matrix.rows())?, cols: extent(matrix.cols())?, terms, left_out })
+        Ok(Self {
+            rows: extent(matrix.rows())?,
+            cols: extent(matrix.cols())?,
+            opened: extent(rows.start)?..extent(rows.end)?,
+            terms,
+            left_out,
+        })
     }
 
     /// Outputs.
@@ -85,10 +121,10 @@ impl<'a> MatrixView<'a> {
     /// Decodes rows `rows` into `out`, row-major.
     ///
     /// # Errors
-    /// `Argument` when `rows` is out of range or `out` is not `rows.len() * cols` long, `Value`
+    /// `Argument` when `rows` is not opened or `out` is not `rows.len() * cols` long, `Value`
     /// when the payload breaks a rule.
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let fits = rows.start <= rows.end && rows.end <= self.rows;
+        let fits = self.opened.start <= rows.start && rows.start <= rows.end && rows.end <= self.opened.end;
         if !fits || rows.len().checked_mul(self.cols) != Some(out.len()) {
             return Err(Error::new(
                 ErrorKind::Argument,
@@ -136,15 +172,32 @@ impl<'a> TensorView<'a> {
     /// `Argument` when the tensor lies in another archive or is a delta to one; else as
     /// [`MatrixView::open`].
     pub fn open<S: Source>(tensor: &Tensor<'a, S>, level: u16) -> Result<Self> {
+        Self::open_rows(tensor, level, 0..u64::MAX)
+    }
+
+    /// Opens what rows `rows` need, counted over all matrices; only these rows can be decoded.
+    /// Rows beyond the last are left out.
+    ///
+    /// # Errors
+    /// As [`TensorView::open`].
+    pub fn open_rows<S: Source>(tensor: &Tensor<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
         let name = tensor.name();
         if let Some(reference) = tensor.reference().filter(|_| !tensor.is_delta()) {
             let problem = format!("lies in archive `{}`", reference.name());
             return Err(Error::new(ErrorKind::Argument, "tensor", problem).in_tensor(name));
         }
         tensor.check_flags()?;
+        let mut first = 0u64;
+        let mut budget_bytes = tensor.archive().limits().decoded_tensor_bytes;
         let matrices = tensor
             .matrices()
-            .map(|m| MatrixView::open(&m, level).map_err(|e| e.in_tensor(name)))
+            .map(|m| {
+                let end = first.saturating_add(m.rows());
+                let start = rows.start.clamp(first, end);
+                let part = start - first..rows.end.clamp(start, end) - first;
+                first = end;
+                MatrixView::open_within(&m, level, part, &mut budget_bytes).map_err(|e| e.in_tensor(name))
+            })
             .collect::<Result<Vec<_>>>()?;
         let dtype = tensor.dtype();
         let exact = !tensor.is_delta() && matrices.iter().all(|m| is_exact(m, dtype));
@@ -190,7 +243,7 @@ impl<'a> TensorView<'a> {
     /// # Errors
     /// As [`MatrixView::decode_rows`].
     pub fn read_elements(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let row_bytes = self.cols() * self.dtype.bytes();
+        let row_bytes = self.cols().saturating_mul(self.dtype.bytes());
         self.check(&rows, row_bytes, out.len())?;
         if self.exact {
             return self.each_part(rows, |matrix, part, at| {
@@ -233,9 +286,10 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// Whether each row of `matrix` is whole in exactly one dense or lossless term of type `dtype`.
+/// Whether each opened row of `matrix` is whole in exactly one dense or lossless term of type
+/// `dtype`.
 fn is_exact(matrix: &MatrixView<'_>, dtype: DType) -> bool {
-    let mut next_row = 0;
+    let mut next_row = matrix.terms.first().map_or(0, |t| t.row).min(matrix.opened.start);
     for term in &matrix.terms {
         let stored = match &term.view {
             View::Dense(view) => view.dtype(),
@@ -246,7 +300,7 @@ fn is_exact(matrix: &MatrixView<'_>, dtype: DType) -> bool {
         }
         next_row += term.view.rows();
     }
-    next_row == matrix.rows && matrix.left_out.is_empty()
+    next_row >= matrix.opened.end && matrix.left_out.is_empty()
 }
 
 fn exact_rows(matrix: &MatrixView<'_>, rows: Range<usize>, row_bytes: usize, out: &mut [u8]) -> Result<()> {

@@ -2,38 +2,31 @@
 
 use super::Archive;
 use super::access::Segment;
-use super::matrix::TensorView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash;
 use crate::source::Source;
-use crate::wire::{HEADER_BYTES, NONE};
+use crate::wire::HEADER_BYTES;
+use blake3::hazmat::HasherExt;
 use core::ops::Range;
 
-impl<S: Source> Segment<'_, S> {
+/// The hashes of one segment, against which its stored bytes are checked a chunk group at a time.
+#[derive(Debug)]
+pub struct ChunkGroups<'a, S> {
+    segment: Segment<'a, S>,
+    group_bytes: u64,
+    /// Chaining values; the segment's hash alone when it is one chunk group or less.
+    hashes: Vec<[u8; 32]>,
+}
+
+impl<'a, S: Source> Segment<'a, S> {
     /// Checks the stored bytes against the segment's hash, and its chunk-group hashes if it has
     /// any.
     ///
     /// # Errors
     /// `Hash` when they differ, and from the source.
     pub fn verify(&self) -> Result<()> {
-        let group = self.archive().header.chunk_group_bytes.get() as usize;
-        let stored = self.stored()?;
-        let is_hashes = self.archive().chunk_hash_segment() == Some(self.index() as usize);
-        if stored.len() <= group || is_hashes {
-            return match hash::hash(&stored) == self.record().hash {
-                true => Ok(()),
-                false => Err(self.differs("its BLAKE3 hash is not the stated one", 0)),
-            };
-        }
-        let groups = self.chunk_hashes()?;
-        for (i, (chunk, stated)) in stored.chunks(group).zip(&groups).enumerate() {
-            if hash::chunk_group_hash(i as u64, group as u64, chunk) != *stated {
-                return Err(
-                    self.differs(&format!("chunk group {i} does not have its hash"), (i * group) as u64)
-                );
-            }
-        }
-        Ok(())
+        let groups = self.chunk_groups()?;
+        groups.indices().try_for_each(|group| groups.verify(group))
     }
 
     /// Checks the chunk groups that bytes `range` of the segment lie in, and no others.
@@ -42,44 +35,70 @@ impl<S: Source> Segment<'_, S> {
     /// `Argument` when the range is not within the segment; as [`Segment::verify`].
     pub fn verify_range(&self, range: Range<u64>) -> Result<()> {
         let stored = self.record().stored_bytes.get();
-        let group = u64::from(self.archive().header.chunk_group_bytes.get());
         if range.start > range.end || range.end > stored {
             let problem = format!("{range:?} of {stored} bytes");
             return Err(Error::new(ErrorKind::Argument, "range", problem).in_segment(self.index()));
         }
-        if stored <= group || self.record().first_chunk_hash.get() == NONE {
-            return self.verify();
-        }
-        let groups = self.chunk_hashes()?;
-        let mut first = range.start / group;
-        while first.saturating_mul(group) < range.end {
-            let start = first.saturating_mul(group);
-            let offset = self.record().offset.get() + start;
-            let chunk = self.archive().source.read(offset, group.min(stored - start))?;
-            if groups.get(first as usize) != Some(&hash::chunk_group_hash(first, group, &chunk)) {
-                return Err(self.differs(&format!("chunk group {first} does not have its hash"), start));
-            }
-            first += 1;
-        }
-        Ok(())
+        let groups = self.chunk_groups()?;
+        let end = range.end.div_ceil(groups.group_bytes);
+        (range.start / groups.group_bytes..end).try_for_each(|group| groups.verify(group))
     }
 
-    /// The chunk-group hashes, checked to amount to the segment's hash.
-    fn chunk_hashes(&self) -> Result<Vec<[u8; 32]>> {
+    /// The chunk-group hashes, checked to amount to the segment's hash. A segment of one chunk
+    /// group or less, and the segment that holds these hashes, is one group with the segment's
+    /// own hash.
+    ///
+    /// # Errors
+    /// `Hash` when they do not amount to it, `Limit` when they do not fit the limits, and from
+    /// the source.
+    pub fn chunk_groups(&self) -> Result<ChunkGroups<'a, S>> {
         let archive = self.archive();
+        let stored = self.record().stored_bytes.get();
+        let group_bytes = u64::from(archive.header.chunk_group_bytes.get());
         let table = archive.chunk_hash_segment().and_then(|i| archive.segment(u32::try_from(i).ok()?));
-        let group = u64::from(archive.header.chunk_group_bytes.get());
-        let count = self.record().stored_bytes.get().div_ceil(group);
-        let first = u64::from(self.record().first_chunk_hash.get());
-        let bytes = match table {
-            Some(table) => archive.source.read(table.record().offset.get() + first * 32, count * 32)?,
-            None => Vec::new().into(),
+        let table = match table {
+            Some(table) if table.index() != self.index() && stored > group_bytes => table,
+            _ => {
+                let hashes = vec![self.record().hash];
+                return Ok(ChunkGroups { segment: *self, group_bytes: stored.max(1), hashes });
+            }
         };
-        let groups: Vec<[u8; 32]> = bytes.as_chunks::<32>().0.to_vec();
-        if groups.len() < 2 || hash::root_of(&groups) != self.record().hash {
+        let bytes = stored.div_ceil(group_bytes).saturating_mul(32);
+        if bytes > archive.limits.decoded_segment_bytes {
+            let expected = format!("at most {}", archive.limits.decoded_segment_bytes);
+            return Err(
+                Error::expected(ErrorKind::Limit, "chunk_hashes", expected, bytes).in_segment(self.index())
+            );
+        }
+        let first = u64::from(self.record().first_chunk_hash.get()).saturating_mul(32);
+        let bytes = archive.source.read(table.record().offset.get().saturating_add(first), bytes)?;
+        let hashes: Vec<[u8; 32]> = bytes.as_chunks::<32>().0.to_vec();
+        if hashes.len() < 2 || hash::root_of(&hashes) != self.record().hash {
             return Err(self.differs("its chunk-group hashes do not amount to its hash", 0));
         }
-        Ok(groups)
+        Ok(ChunkGroups { segment: *self, group_bytes, hashes })
+    }
+
+    /// Checks that the bytes between the segment before, or the directory, and this one are zero.
+    ///
+    /// # Errors
+    /// `Value` at the first that is not, and from the source.
+    pub fn verify_padding(&self) -> Result<()> {
+        let archive = self.archive();
+        let start = match self.index().checked_sub(1).and_then(|before| archive.segment(before)) {
+            Some(before) => before.record().offset.get().saturating_add(before.record().stored_bytes.get()),
+            None => HEADER_BYTES.saturating_add(archive.header.directory_bytes.get()),
+        };
+        let gap = archive.source.read(start, self.record().offset.get().saturating_sub(start))?;
+        match gap.iter().position(|b| *b != 0) {
+            None => Ok(()),
+            Some(i) => {
+                let problem = "expected zero padding before the segment";
+                Err(Error::new(ErrorKind::Value, "padding", problem)
+                    .in_segment(self.index())
+                    .at(start.saturating_add(i as u64)))
+            }
+        }
     }
 
     fn differs(&self, problem: &str, at: u64) -> Error {
@@ -91,25 +110,64 @@ impl<S: Source> Segment<'_, S> {
     }
 }
 
+impl<S: Source> ChunkGroups<'_, S> {
+    /// Indices of all chunk groups.
+    pub fn indices(&self) -> Range<u64> {
+        0..self.hashes.len() as u64
+    }
+
+    /// Bytes of the segment that lie in chunk group `group`.
+    pub fn bytes(&self, group: u64) -> Range<u64> {
+        let stored = self.segment.record().stored_bytes.get();
+        let start = group.saturating_mul(self.group_bytes).min(stored);
+        start..start.saturating_add(self.group_bytes).min(stored)
+    }
+
+    /// Checks the stored bytes of chunk group `group`, which are visited and not kept.
+    ///
+    /// # Errors
+    /// `Hash` when they differ, `Argument` for a group that there is not, and from the source.
+    pub fn verify(&self, group: u64) -> Result<()> {
+        let stated = usize::try_from(group).ok().and_then(|i| self.hashes.get(i)).ok_or_else(|| {
+            Error::expected(ErrorKind::Argument, "chunk group", format!("below {}", self.hashes.len()), group)
+                .in_segment(self.segment.index())
+        })?;
+        let whole = self.hashes.len() == 1;
+        let mut hasher = match whole {
+            true => blake3::Hasher::new(),
+            false => hash::chunk_group_hasher(group, self.group_bytes),
+        };
+        let range = self.bytes(group);
+        let offset = self.segment.record().offset.get().saturating_add(range.start);
+        let source = &self.segment.archive().source;
+        source
+            .visit(offset, range.end - range.start, &mut |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })
+            .map_err(|e| e.in_segment(self.segment.index()))?;
+        let found: [u8; 32] = match whole {
+            true => hasher.finalize().into(),
+            false => hasher.finalize_non_root(),
+        };
+        if found == *stated {
+            return Ok(());
+        }
+        let problem = match whole {
+            true => "its BLAKE3 hash is not the stated one".to_owned(),
+            false => format!("chunk group {group} does not have its hash"),
+        };
+        Err(self.segment.differs(&problem, range.start))
+    }
+}
+
 impl<S: Source> Archive<S> {
     /// Checks that the bytes between segments are zero.
     ///
     /// # Errors
     /// `Value` at the first that is not, and from the source.
     pub fn verify_padding(&self) -> Result<()> {
-        let mut end = HEADER_BYTES.saturating_add(self.header.directory_bytes.get());
-        for segment in self.segments() {
-            let offset = segment.record().offset.get();
-            let gap = self.source.read(end, offset.saturating_sub(end))?;
-            if let Some(i) = gap.iter().position(|b| *b != 0) {
-                let problem = "expected zero padding before the segment";
-                return Err(Error::new(ErrorKind::Value, "padding", problem)
-                    .in_segment(segment.index())
-                    .at(end.saturating_add(i as u64)));
-            }
-            end = offset.saturating_add(segment.record().stored_bytes.get());
-        }
-        Ok(())
+        self.segments().try_for_each(|segment| segment.verify_padding())
     }
 
     /// Checks that units and schedule state the bytes that their segments take.
@@ -146,25 +204,44 @@ impl<S: Source> Archive<S> {
 
     /// Bytes that the segments take in memory when they are executed as stored: decoded.
     fn resident_bytes(&self, segments: impl Iterator<Item = u32>) -> u64 {
-        segments.filter_map(|i| self.segment(i)).map(|s| s.record().decoded_bytes.get()).sum()
+        segments
+            .filter_map(|i| self.segment(i))
+            .fold(0, |sum, s| s.record().decoded_bytes.get().saturating_add(sum))
     }
 
     /// Checks everything that hashes do not cover: padding, stated sizes, and every code, index
-    /// and frame of the tensors that this reader can decode.
+    /// and frame of the attributes and terms that this reader can decode.
+    ///
+    /// Each node that terms name is checked once, however many tensors and terms share it.
     ///
     /// # Errors
     /// The first breach.
     pub fn verify_values(&self) -> Result<()> {
         self.verify_padding()?;
         self.verify_sizes()?;
+        for attribute in self.attributes() {
+            if attribute.segment().is_some_and(|s| s.record().is_known()) {
+                attribute.bytes().map_err(|e| e.within(format_args!("attribute `{}`", attribute.name())))?;
+            }
+        }
+        let mut checked = vec![false; self.nodes().len()];
+        let mut next_matrix = 0;
         for tensor in self.tensors() {
-            let readable = tensor.matrices().all(|m| m.terms().all(|t| t.is_known() || t.is_optional()));
-            if !readable || (tensor.reference().is_some() && !tensor.is_delta()) {
+            // A tied tensor names matrices of one before it.
+            if tensor.record().first_matrix.get() != next_matrix {
                 continue;
             }
-            for matrix in TensorView::open(&tensor, u16::MAX)?.matrices() {
-                for (i, (_, _, view)) in matrix.terms().enumerate() {
-                    view.verify().map_err(|e| e.within(format_args!("term {i}")).in_tensor(tensor.name()))?;
+            next_matrix = next_matrix.saturating_add(tensor.record().matrix_count.get());
+            for matrix in tensor.matrices() {
+                for (i, term) in matrix.terms().enumerate().filter(|(_, term)| term.is_known()) {
+                    let Some(node) = term.node() else { continue };
+                    let seen = checked.get_mut(node.index() as usize);
+                    if seen.is_none_or(|seen| core::mem::replace(seen, true)) {
+                        continue;
+                    }
+                    node.view()
+                        .and_then(|view| view.verify())
+                        .map_err(|e| e.within(format_args!("term {i}")).in_tensor(tensor.name()))?;
                 }
             }
         }
