@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::blocks::{Elements, Layout, Map, Parts, Shared, layout, unpack};
+use super::blocks::{Parts, unpack};
+use super::layout::{Elements, Layout, Map, Shared, layout};
 use super::types::GgmlType;
 use crate::error::{Error, Result};
 

@@ -71,7 +71,8 @@ impl Grid {
             Self::Iq2S => {
                 // Numbers above 80 are no digits of anything; they get the last digits again.
                 let digits = (index >> 4 & 127).min(80);
-                let packed = digits % 3 | digits / 3 % 3 << 2 | digits / 9 % 3 << 4 | digits / 27 << 6;
+                let fields = [digits % 3, digits / 3 % 3, digits / 9 % 3, digits / 27];
+                let packed = fields.iter().rev().fold(0, |packed, field| packed << 2 | field);
                 signed(packed, 2, &grids::IQ2_VALUES, index, out);
             }
             Self::Iq3Xxs => signed(grids::IQ3_XXS[place(8)], 4, &grids::IQ3_XXS_VALUES, index >> 8, out),

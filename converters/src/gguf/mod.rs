@@ -12,6 +12,7 @@ mod decode;
 mod grids;
 mod head;
 mod iq;
+mod layout;
 mod metadata;
 mod read_at;
 mod reader;

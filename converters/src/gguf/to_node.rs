@@ -9,8 +9,9 @@ use std::sync::{Arc, OnceLock};
 use cmf_format::encoding::{codebook, dense, grouped};
 use cmf_format::{DType, NodeData};
 
-use super::blocks::{ByteFloat, Elements, Layout, Map, Parts, Shared, layout, unpack};
+use super::blocks::{Parts, unpack};
 use super::iq::Grid;
+use super::layout::{ByteFloat, Elements, Layout, Map, Shared, layout};
 use super::types::GgmlType;
 use crate::error::{Error, Result};
 
@@ -101,7 +102,9 @@ impl Columns {
                     columns.vectors.extend_from_slice(&parts.vectors[..block_elems / grid.vector()]);
                 }
             }
-            columns.d.extend(parts.d.to_le_bytes());
+            if !matches!(layout.scale, Shared::Byte(_)) {
+                columns.d.extend(parts.d.to_le_bytes());
+            }
             if layout.scale != Shared::Half {
                 columns.scales.extend_from_slice(&parts.scales[..groups]);
             }

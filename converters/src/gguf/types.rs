@@ -140,8 +140,6 @@ impl GgmlType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cmf_format::DType;
-
     use crate::error::ErrorKind;
 
     #[test]
