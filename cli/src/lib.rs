@@ -1,1 +1,100 @@
-//! The cmf command.
+//! The `cmf` command as a library: the same arguments, the same exit codes.
+//!
+//! Exit code 0 is good, 1 is "the answer is no" (invalid, differs), 2 is usage, I/O and what this
+//! version does not support. Data goes to standard output, progress to standard error.
+
+mod commands;
+mod progress;
+mod size;
+mod text;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "cmf",
+    version,
+    about = "One compressed model file for any memory size",
+    after_help = "Exit codes: 0 good, 1 the answer is no (invalid, differs), 2 usage, I/O, unsupported."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Convert a model to .cmf
+    Convert(commands::convert::Args),
+    /// Show what a .cmf holds
+    Inspect(commands::inspect::Args),
+    /// Check every hash, every rule and every code of a .cmf
+    Verify(commands::verify::Args),
+    /// Write a model back as safetensors or as a Hugging Face directory
+    Export(commands::export::Args),
+    /// Compare two models tensor by tensor
+    Diff(commands::diff::Args),
+    /// List the built-in recipes, or print one
+    Recipe(commands::recipe::Args),
+    /// Print a shell completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What a command answers.
+pub(crate) enum Answer {
+    /// Good.
+    Yes,
+    /// Invalid, or different.
+    No,
+}
+
+/// Runs the command line `args`, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors. A pipe that closed early is none either.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let answer = match cli.command {
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Export(args) => commands::export::run(&args),
+        Command::Diff(args) => commands::diff::run(&args),
+        Command::Recipe(args) => commands::recipe::run(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cmf", &mut script);
+            print(&String::from_utf8_lossy(&script)).map(|()| Answer::Yes)
+        }
+    };
+    match answer {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "cmf: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Writes data to standard output.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}

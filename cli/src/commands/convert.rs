@@ -1,0 +1,95 @@
+//! `cmf convert`
+
+use crate::progress::Bar;
+use crate::{Answer, print, size, text};
+use cmf_converters::convert::{ConvertOptions, Progress, convert};
+use cmf_converters::recipe::Recipe;
+use cmf_converters::source;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cmf convert SmolLM2-135M-Instruct/ -o smollm2.cmf
+  cmf convert model.safetensors -o model.cmf --recipe q4-sparse
+  cmf convert model.safetensors -o model.cmf --recipe q4 --override '*embed*=q8'
+  cmf convert model-Q4_K_M.gguf -o model.cmf            GGUF blocks are carried exactly
+  cmf convert model.safetensors -o small.cmf --recipe my-recipe.toml
+`cmf recipe` lists the built-in recipes and `cmf recipe q4` prints one to start from.")]
+pub(crate) struct Args {
+    /// A .safetensors file, a sharded index (.json), a Hugging Face directory, a .gguf or a .cmf
+    model: PathBuf,
+    /// The .cmf to write
+    #[arg(short, long, value_name = "OUT.cmf")]
+    output: PathBuf,
+    /// A built-in recipe or a TOML file [default: q4; for .gguf and .cmf: keep]
+    #[arg(short, long, value_name = "NAME|FILE")]
+    recipe: Option<String>,
+    /// Store tensors whose name matches PATTERN as the recipe NAME would; may be repeated
+    #[arg(long = "override", value_name = "PATTERN=NAME")]
+    overrides: Vec<String>,
+    /// Threads [default: one a core]
+    #[arg(short, long, default_value_t = 0, hide_default_value = true)]
+    jobs: usize,
+    /// Write shards of at most about this size, and an archive that refers to them
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    shard_size: Option<u64>,
+    /// Replace an output that exists
+    #[arg(short, long)]
+    force: bool,
+    /// Begin anew even if an interrupted conversion could go on
+    #[arg(long)]
+    no_resume: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let started = Instant::now();
+    let source = source::open(&args.model)?;
+    let carries_encodings = args.model.extension().is_some_and(|e| e == "gguf" || e == "cmf");
+    let default = if carries_encodings { "keep" } else { "q4" };
+    let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default))?;
+    // The last override wins, as on any command line, so it must come first among the rules.
+    for text in &args.overrides {
+        let (pattern, name) = text
+            .rsplit_once('=')
+            .ok_or_else(|| anyhow::anyhow!("--override `{text}`: expected PATTERN=NAME"))?;
+        recipe.override_with(pattern, &Recipe::load(name)?)?;
+    }
+    let name = recipe.name.clone();
+    let options = ConvertOptions {
+        recipe,
+        jobs: args.jobs,
+        shard_bytes: args.shard_size,
+        force: args.force,
+        resume: !args.no_resume,
+    };
+    let bar = Bar::new(args.quiet);
+    let report = convert(source.as_ref(), &args.output, &options, &|progress| match progress {
+        Progress::Encoded { done, total } => bar.set("encoding", done, total),
+        Progress::Written { done, total } => bar.set("writing", done, total),
+    })?;
+    drop(bar);
+    if args.json {
+        print(&text::json(&report)?)?;
+        return Ok(Answer::Yes);
+    }
+    if report.resumed_blocks > 0 {
+        print(&format!("went on from {} of {} blocks\n", report.resumed_blocks, report.blocks))?;
+    }
+    print(&format!(
+        "{}: {} tensors, {} -> {} ({:.2} bits per weight, recipe {name}) in {:.1} s\n",
+        args.output.display(),
+        report.tensors,
+        size::show(report.input_bytes),
+        size::show(report.file_bytes),
+        report.bits_per_weight,
+        started.elapsed().as_secs_f64(),
+    ))?;
+    Ok(Answer::Yes)
+}

@@ -1,0 +1,8 @@
+//! One module a command: its arguments, and what it does with them.
+
+pub(crate) mod convert;
+pub(crate) mod diff;
+pub(crate) mod export;
+pub(crate) mod inspect;
+pub(crate) mod recipe;
+pub(crate) mod verify;

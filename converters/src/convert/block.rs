@@ -1,0 +1,81 @@
+//! One row block: from the source's elements to nodes.
+
+use crate::encode::{self, Store, TermParams};
+use crate::error::{Error, Result};
+use crate::recipe::{Exact, Storage};
+use crate::source::Source;
+use cmf_format::encoding::{dense, lossless};
+use cmf_format::{DType, NodeData};
+use std::ops::Range;
+
+/// Encodes elements `range` of tensor `index`, `[rows, cols]`.
+pub(super) fn encode(
+    source: &dyn Source,
+    index: usize,
+    storage: Storage<'_>,
+    range: Range<u64>,
+    rows: u64,
+    cols: u64,
+) -> Result<Vec<NodeData>> {
+    let dtype = source.tensors().get(index).map_or(DType::F32, |t| t.dtype);
+    match storage {
+        Storage::Exact(exact) => {
+            if let Some(node) = source.native_node(index, range.clone(), rows, cols)? {
+                return Ok(vec![node]);
+            }
+            let mut bytes = Vec::new();
+            source.read_elements(index, range, &mut bytes)?;
+            let compressible = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+            let node = match exact {
+                Exact::Lossless if compressible => lossless::pack(dtype, rows, cols, &bytes),
+                _ => dense::pack(dtype, rows, cols, bytes),
+            };
+            Ok(vec![node.map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?])
+        }
+        Storage::Terms(terms) => {
+            let mut values = Vec::new();
+            source.read_values(index, range, &mut values)?;
+            let extent = |n: u64| usize::try_from(n).map_err(|_| Error::limit(format!("extent {n}")));
+            let matrix = encode::Matrix::new(&values, extent(rows)?, extent(cols)?)?;
+            encode::terms(&matrix, terms)
+        }
+    }
+}
+
+/// About how many bits per weight a tensor takes, to size its row blocks.
+pub(super) fn bits_per_weight(storage: Storage<'_>, dtype: DType, cols: u64) -> f64 {
+    match storage {
+        Storage::Exact(_) => f64::from(dtype.bits()),
+        Storage::Terms(terms) => terms.iter().map(|term| term_bits(term, cols)).sum(),
+    }
+}
+
+fn term_bits(term: &TermParams, cols: u64) -> f64 {
+    match term {
+        TermParams::Dense(own) => f64::from(DType::from(own.dtype).bits()),
+        TermParams::Lossless(_) => 32.0,
+        TermParams::Grouped(own) => {
+            let group = match (own.group_rows, own.group_cols) {
+                (rows, 0) => f64::from(rows.max(1)) * cols as f64,
+                (rows, cols) => f64::from(rows.max(1)) * f64::from(cols),
+            };
+            f64::from(own.bits) + (store_bits(&own.scale) + store_bits(&own.zero_store)) / group
+        }
+        // A position and a value for each; positions take up to 16 bits.
+        TermParams::Sparse(_) => 0.5,
+        TermParams::LowRank(own) => f64::from(own.rank) * store_bits(&own.factors) / cols as f64,
+        TermParams::Codebook(own) => {
+            let vector = f64::from(own.vector_rows.max(1)) * f64::from(own.vector_cols.max(1));
+            f64::from(own.bits) * f64::from(own.codebooks) / vector
+        }
+    }
+}
+
+fn store_bits(store: &Store) -> f64 {
+    match store {
+        Store::F32 => 32.0,
+        Store::F16 | Store::Bf16 => 16.0,
+        Store::F8E4m3 | Store::F8E8m0 => 8.0,
+        Store::Grouped(own) => f64::from(own.bits) + 1.0,
+    }
+}

@@ -1,0 +1,278 @@
+//! Conversion: source and recipe to archive, in bounded memory.
+//!
+//! Every matrix is cut into row blocks of about a unit. Blocks are read, encoded and spooled to
+//! disk in parallel; when all are done, the archive is laid out and streamed to a temporary file,
+//! which takes the name of the output as the last step.
+
+mod block;
+pub(crate) mod output;
+mod spool;
+
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::recipe::{Exact, Recipe, Storage};
+use crate::source::{InputFile, Source, TensorInfo};
+use cmf_format::NodeData;
+use cmf_format::WriteOptions;
+use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
+use rayon::prelude::*;
+use serde::Serialize;
+use spool::{BlockId, Spool};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Attribute with the recipe, every default written out.
+pub const RECIPE_ATTRIBUTE: &str = "cmf.recipe.toml";
+/// Attribute that says what the archive was made from and by what.
+pub const PROVENANCE_ATTRIBUTE: &str = "cmf.provenance.json";
+
+/// Settings of a conversion.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// Which terms stand for which tensors.
+    pub recipe: Recipe,
+    /// Threads; 0 is one a core.
+    pub jobs: usize,
+    /// Cuts the output into shards of at most about this many payload bytes.
+    pub shard_bytes: Option<u64>,
+    /// Replaces an output that exists.
+    pub force: bool,
+    /// Takes over the blocks that an interrupted run of the same conversion finished.
+    pub resume: bool,
+}
+
+impl ConvertOptions {
+    /// The recipe with the other settings at their defaults.
+    pub fn new(recipe: Recipe) -> Self {
+        Self { recipe, jobs: 0, shard_bytes: None, force: false, resume: true }
+    }
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertReport {
+    /// Tensors of the model.
+    pub tensors: usize,
+    /// Elements of all tensors.
+    pub elements: u64,
+    /// Bytes of the plain elements.
+    pub input_bytes: u64,
+    /// Files written, the archive to open first.
+    pub files: Vec<PathBuf>,
+    /// Bytes of all files.
+    pub file_bytes: u64,
+    /// Bits of file per element.
+    pub bits_per_weight: f64,
+    /// Blocks taken over from an interrupted run.
+    pub resumed_blocks: usize,
+    /// Blocks in all.
+    pub blocks: usize,
+}
+
+/// What a conversion is doing, for a progress display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many of so many bytes of plain elements are encoded.
+    Encoded {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// So many of so many bytes of output are written.
+    Written {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+}
+
+/// A row block to encode.
+struct Block {
+    id: BlockId,
+    rows: Range<u64>,
+    cols: u64,
+    elements: Range<u64>,
+}
+
+/// Converts `source` to an archive at `output`.
+///
+/// Needs the memory of one block of rows for each thread, a few times over, whatever the size of
+/// the model. Until it is done, everything lies in a folder `.NAME.partial` beside the output;
+/// after an error the folder is removed, after a kill the next run goes on from it. The same
+/// source, recipe and shard size give the same bytes, for every number of threads.
+///
+/// # Errors
+/// `BadArgument` when the output exists and is not to be replaced; `Io`; what reading the source
+/// and encoding give.
+pub fn convert(
+    source: &dyn Source,
+    output: &Path,
+    options: &ConvertOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<ConvertReport> {
+    output::check_free(output, options.force)?;
+    let recipe = options.recipe.to_toml()?;
+    let key = conversion_key(source.inputs(), &recipe);
+    let folder = output::work_folder(output)?;
+    if !options.resume {
+        // Nothing to take over: a folder of an earlier run is only in the way.
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    let (spool, done) = Spool::open(&folder, &key, WriteOptions::default().chunk_group_bytes)?;
+    let result = convert_in(source, output, options, &spool, done, &recipe, progress);
+    let removed = spool.remove();
+    let report = result?;
+    removed?;
+    Ok(report)
+}
+
+fn convert_in(
+    source: &dyn Source,
+    output: &Path,
+    options: &ConvertOptions,
+    spool: &Spool,
+    mut done: HashMap<BlockId, Vec<NodeData>>,
+    recipe: &str,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<ConvertReport> {
+    let blocks = blocks(source, &options.recipe)?;
+    let bytes = |block: &Block| {
+        let size = source.tensors().get(block.id.tensor as usize).map_or(0, |t| t.dtype.bytes());
+        (block.elements.end - block.elements.start) * size as u64
+    };
+    let total = blocks.iter().map(bytes).sum();
+    let wanted: HashSet<_> = blocks.iter().map(|b| b.id).collect();
+    done.retain(|id, _| wanted.contains(id));
+    let resumed_blocks = done.len();
+    let encoded = AtomicU64::new(blocks.iter().filter(|b| done.contains_key(&b.id)).map(bytes).sum());
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.jobs)
+        .build()
+        .map_err(|e| Error::bad_argument(format!("threads: {e}")))?;
+    let fresh: Vec<_> = blocks.iter().filter(|b| !done.contains_key(&b.id)).collect();
+    let nodes = pool.install(|| {
+        fresh
+            .par_iter()
+            // One block at a time a thread: memory is the threads times a block.
+            .with_max_len(1)
+            .map(|block| {
+                let index = block.id.tensor as usize;
+                let tensor = source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
+                let storage = options.recipe.storage_of(tensor);
+                let rows = block.rows.end - block.rows.start;
+                let nodes = block::encode(source, index, storage, block.elements.clone(), rows, block.cols)
+                    .map_err(|e| e.tensor(&tensor.name))?;
+                let stored = spool.store(block.id, nodes)?;
+                let bytes = bytes(block);
+                progress(Progress::Encoded { done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
+                Ok((block.id, stored))
+            })
+            .collect::<Result<Vec<_>>>()
+    })?;
+    done.extend(nodes);
+    let tensors = entries(source.tensors(), &blocks, done)?;
+    let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();
+    let files = output::write(source, output, options, spool, tensors, recipe, progress)?;
+    let file_bytes = files.iter().map(|(_, bytes)| bytes).sum();
+    Ok(ConvertReport {
+        tensors: source.tensors().len(),
+        elements,
+        input_bytes: total,
+        files: files.into_iter().map(|(path, _)| path).collect(),
+        file_bytes,
+        bits_per_weight: if elements == 0 { 0.0 } else { file_bytes as f64 * 8.0 / elements as f64 },
+        resumed_blocks,
+        blocks: blocks.len(),
+    })
+}
+
+/// What must be the same for a resumed conversion to go on: program, recipe, input files.
+fn conversion_key(inputs: &[InputFile], recipe: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+    for text in inputs.iter().map(|i| i.path.to_string_lossy()).chain([recipe.into()]) {
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
+    for input in inputs {
+        hasher.update(&input.bytes.to_le_bytes()).update(&input.modified_ns.to_le_bytes());
+    }
+    hasher.finalize().into()
+}
+
+/// All row blocks, by tensor, matrix and row.
+fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
+    let alignment = u64::from(WriteOptions::default().alignment_bytes);
+    let mut blocks = Vec::new();
+    for (t, tensor) in source.tensors().iter().enumerate() {
+        let elements = tensor
+            .elements()
+            .ok_or_else(|| Error::bad_file("element count overflows 64 bits").tensor(&tensor.name))?;
+        if elements == 0 {
+            continue;
+        }
+        let geometry = Geometry::of(&tensor.shape);
+        let storage = recipe.storage_of(tensor);
+        let bits = block::bits_per_weight(storage, tensor.dtype, geometry.cols);
+        // Plain blocks end at the alignment where they can, so that those of one tensor lie end to
+        // end in the file and can be read as one slice.
+        let step = match storage {
+            Storage::Exact(Exact::Keep) => {
+                let row_bytes = geometry.cols.saturating_mul(tensor.dtype.bytes() as u64).max(1);
+                alignment >> row_bytes.trailing_zeros().min(alignment.trailing_zeros())
+            }
+            _ => 16,
+        };
+        for matrix in 0..geometry.count {
+            for rows in geometry.row_blocks(bits, recipe.unit_bytes, step) {
+                let element = |row: u64| (matrix * geometry.rows + row) * geometry.cols;
+                blocks.push(Block {
+                    id: BlockId { tensor: t as u64, matrix, row_start: rows.start },
+                    elements: element(rows.start)..element(rows.end),
+                    cols: geometry.cols,
+                    rows,
+                });
+            }
+        }
+    }
+    Ok(blocks)
+}
+
+fn entries(
+    tensors: &[TensorInfo],
+    blocks: &[Block],
+    mut nodes: HashMap<BlockId, Vec<NodeData>>,
+) -> Result<Vec<TensorEntry>> {
+    let mut matrices: Vec<Vec<MatrixEntry>> = vec![Vec::new(); tensors.len()];
+    for block in blocks {
+        let list = matrices.get_mut(block.id.tensor as usize).ok_or_else(|| Error::bad_argument("tensor index"))?;
+        if list.len() as u64 == block.id.matrix {
+            list.push(MatrixEntry { cols: block.cols, ..MatrixEntry::default() });
+        }
+        let Some(matrix) = list.last_mut() else { continue };
+        let terms = nodes.remove(&block.id).ok_or_else(|| Error::bad_argument("block was not encoded"))?;
+        let term = |node: NodeData| TermEntry {
+            row_start: block.rows.start,
+            col_start: 0,
+            optional: false,
+            node: node.into(),
+        };
+        matrix.rows = block.rows.end;
+        matrix.units.push(UnitEntry {
+            level: 0,
+            row_start: block.rows.start,
+            rows: block.rows.end - block.rows.start,
+            terms: terms.into_iter().map(term).collect(),
+        });
+    }
+    let entry = |(tensor, matrices): (&TensorInfo, Vec<MatrixEntry>)| TensorEntry {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        content: Content::Matrices(matrices),
+    };
+    Ok(tensors.iter().zip(matrices).map(entry).collect())
+}

@@ -1,0 +1,199 @@
+//! The files of a conversion: written aside, synced, then renamed.
+
+use super::spool::Spool;
+use super::{ConvertOptions, PROVENANCE_ATTRIBUTE, Progress, RECIPE_ATTRIBUTE};
+use crate::error::{Error, Result};
+use crate::source::Source;
+use cmf_format::write::{Content, Layout, TensorEntry};
+use cmf_format::{ArchiveBuilder, SegmentData, WriteOptions};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// zstd level of attributes: they are small and read once.
+const ATTRIBUTE_LEVEL: i32 = 19;
+
+/// Refuses an output that exists, unless it is to be replaced.
+pub(crate) fn check_free(output: &Path, force: bool) -> Result<()> {
+    if output.is_dir() {
+        return Err(Error::bad_argument("is a folder").file(output));
+    }
+    match output.exists() && !force {
+        true => Err(Error::bad_argument("exists; --force replaces it").file(output)),
+        false => Ok(()),
+    }
+}
+
+/// The folder beside `output` for unfinished work.
+pub(super) fn work_folder(output: &Path) -> Result<PathBuf> {
+    let name = output
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(|| Error::bad_argument("is no file name").file(output))?;
+    Ok(output.with_file_name(format!(".{name}.partial")))
+}
+
+/// Lays the archive out, with its shards if it has any, and writes it. Gives the files with their
+/// lengths, the archive to open first.
+pub(super) fn write(
+    source: &dyn Source,
+    output: &Path,
+    options: &ConvertOptions,
+    spool: &Spool,
+    tensors: Vec<TensorEntry>,
+    recipe: &str,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Vec<(PathBuf, u64)>> {
+    let mut main = ArchiveBuilder::new(WriteOptions::default());
+    for attribute in source.attributes()? {
+        if attribute.name != RECIPE_ATTRIBUTE && attribute.name != PROVENANCE_ATTRIBUTE {
+            add_attribute(&mut main, &attribute.name, &attribute.media_type, attribute.bytes)?;
+        }
+    }
+    add_attribute(&mut main, RECIPE_ATTRIBUTE, "application/toml", recipe.as_bytes().to_vec())?;
+    add_attribute(&mut main, PROVENANCE_ATTRIBUTE, "application/json", provenance(source)?)?;
+    let mut layouts = Vec::new();
+    match options.shard_bytes {
+        None => {
+            for tensor in tensors {
+                main.tensor(tensor);
+            }
+        }
+        Some(limit) => {
+            let shards = cut(tensors, limit);
+            for (i, shard) in shards.iter().enumerate() {
+                let name = shard_name(output, i + 1, shards.len())?;
+                let path = output.with_file_name(&name);
+                check_free(&path, options.force)?;
+                let mut builder = ArchiveBuilder::new(WriteOptions::default());
+                for tensor in shard {
+                    builder.tensor(tensor.clone());
+                }
+                let layout = lay_out(&builder)?;
+                main.shard(&name, layout.identity(), layout.file_bytes());
+                for tensor in shard {
+                    main.tensor(TensorEntry { content: Content::Shard(name.clone()), ..tensor.clone() });
+                }
+                layouts.push((path, layout));
+            }
+        }
+    }
+    // The archive that refers to the others takes its name last.
+    layouts.push((output.to_path_buf(), lay_out(&main)?));
+    let total = layouts.iter().map(|(_, layout)| layout.file_bytes()).sum();
+    let mut done = 0;
+    for (i, (_, layout)) in layouts.iter().enumerate() {
+        let path = spool.path(&format!("output-{i}"));
+        write_synced(&path, |out| {
+            let mut out = Reporting { out, done: &mut done, total, progress };
+            layout.write(&mut out, |segment, out| spool.copy(segment, out))
+        })?;
+    }
+    for (i, (path, _)) in layouts.iter().enumerate() {
+        rename(&spool.path(&format!("output-{i}")), path)?;
+    }
+    let mut files: Vec<_> = layouts.into_iter().map(|(path, layout)| (path, layout.file_bytes())).collect();
+    files.rotate_right(1);
+    Ok(files)
+}
+
+fn lay_out(builder: &ArchiveBuilder) -> Result<Layout> {
+    builder.layout().map_err(|e| Error::bad_file(e.to_string()).caused_by(e))
+}
+
+fn add_attribute(builder: &mut ArchiveBuilder, name: &str, media_type: &str, bytes: Vec<u8>) -> Result<()> {
+    let segment =
+        SegmentData::compressed(bytes, ATTRIBUTE_LEVEL).map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?;
+    builder.attribute(name, media_type, segment);
+    Ok(())
+}
+
+/// Says what the archive was made from. Names and lengths only: the same input gives the same
+/// bytes wherever and whenever it is converted.
+fn provenance(source: &dyn Source) -> Result<Vec<u8>> {
+    let inputs: Vec<_> = source
+        .inputs()
+        .iter()
+        .map(|input| {
+            let name = input.path.file_name().map(|n| n.to_string_lossy().into_owned());
+            serde_json::json!({ "name": name, "bytes": input.bytes })
+        })
+        .collect();
+    let text = serde_json::json!({
+        "tool": concat!("cmf ", env!("CARGO_PKG_VERSION")),
+        "inputs": inputs,
+    });
+    serde_json::to_vec_pretty(&text).map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))
+}
+
+/// Cuts tensors, in order, into groups of at most about `limit` stored bytes.
+fn cut(tensors: Vec<TensorEntry>, limit: u64) -> Vec<Vec<TensorEntry>> {
+    let mut shards: Vec<Vec<TensorEntry>> = Vec::new();
+    let mut held = u64::MAX;
+    for tensor in tensors {
+        let bytes = stored_bytes(&tensor);
+        if held.saturating_add(bytes) > limit {
+            shards.push(Vec::new());
+            held = 0;
+        }
+        held = held.saturating_add(bytes);
+        if let Some(shard) = shards.last_mut() {
+            shard.push(tensor);
+        }
+    }
+    shards
+}
+
+fn stored_bytes(tensor: &TensorEntry) -> u64 {
+    let Content::Matrices(matrices) = &tensor.content else { return 0 };
+    let terms = matrices.iter().flat_map(|m| &m.units).flat_map(|u| &u.terms);
+    terms.map(|t| t.node.stored_bytes()).sum()
+}
+
+fn shard_name(output: &Path, number: usize, count: usize) -> Result<String> {
+    let stem = output
+        .file_stem()
+        .and_then(|n| n.to_str())
+        .ok_or_else(|| Error::bad_argument("is no file name").file(output))?;
+    Ok(format!("{stem}-{number:05}-of-{count:05}.cmf"))
+}
+
+/// Writes a new file with `fill` and brings it to disk.
+pub(crate) fn write_synced(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let failed = |e| Error::io("cannot be written", e).file(path);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?);
+    fill(&mut out).map_err(failed)?;
+    let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+    file.sync_all().map_err(failed)
+}
+
+/// Gives a finished file its name, and brings the name to disk.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    let failed = |e| Error::io("cannot take its name", e).file(to);
+    std::fs::rename(from, to).map_err(failed)?;
+    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+struct Reporting<'a, W> {
+    out: &'a mut W,
+    done: &'a mut u64,
+    total: u64,
+    progress: &'a (dyn Fn(Progress) + Sync),
+}
+
+impl<W: Write> Write for Reporting<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        *self.done += written as u64;
+        (self.progress)(Progress::Written { done: *self.done, total: self.total });
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,144 @@
+//! What a conversion reads: tensors by name, in whatever format they come.
+
+//mod cmf;
+mod directory;
+pub(crate) mod files;
+mod gguf;
+mod safetensors;
+
+//pub use cmf::CmfSource;
+pub use directory::DirectorySource;
+pub use safetensors::SafetensorsFile;
+
+use crate::error::{Error, Result};
+use cmf_format::{DType, NodeData};
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A tensor of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name.
+    pub name: String,
+    /// Element type; f32 for the block-quantised types of GGUF.
+    pub dtype: DType,
+    /// Extents, outermost first.
+    pub shape: Vec<u64>,
+}
+
+impl TensorInfo {
+    /// Number of elements; `None` when it does not fit 64 bits.
+    pub fn elements(&self) -> Option<u64> {
+        self.shape.iter().try_fold(1u64, |n, extent| n.checked_mul(*extent))
+    }
+}
+
+/// A file that travels with the model, kept verbatim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributeFile {
+    /// Bare file name.
+    pub name: String,
+    /// Media type.
+    pub media_type: String,
+    /// Content.
+    pub bytes: Vec<u8>,
+}
+
+/// A file that a conversion depends on, as far as a resumed one must find it unchanged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Nanoseconds of its last change since 1970.
+    pub modified_ns: u128,
+}
+
+/// A model to convert, export or compare.
+pub trait Source: Send + Sync {
+    /// Tensors, ascending in name.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// Reads elements `range` of tensor `index` (a place in [`Source::tensors`]), row-major, as
+    /// little-endian bytes of the tensor's element type. `range` begins and ends at whole runs of
+    /// the innermost extent.
+    ///
+    /// # Errors
+    /// `Io`, and `BadFile` where decoding finds damage.
+    fn read_elements(&self, index: usize, range: Range<u64>, out: &mut Vec<u8>) -> Result<()>;
+
+    /// Reads elements as [`Source::read_elements`], as f32 values.
+    ///
+    /// # Errors
+    /// As [`Source::read_elements`], and `Unsupported` for a type without real values.
+    fn read_values(&self, index: usize, range: Range<u64>, out: &mut Vec<f32>) -> Result<()>;
+
+    /// Elements `range` as the node `[rows, cols]` that carries the source's own encoding exactly;
+    /// `None` when the elements are plain.
+    ///
+    /// # Errors
+    /// As [`Source::read_elements`].
+    fn native_node(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<NodeData>>;
+
+    /// Files that travel with the model.
+    ///
+    /// # Errors
+    /// `Io`, and `Limit` for one that is too large.
+    fn attributes(&self) -> Result<Vec<AttributeFile>>;
+
+    /// The files that the tensors are read from.
+    fn inputs(&self) -> &[InputFile];
+}
+
+/// Opens what `path` is: a safetensors file or index, a Hugging Face directory, a GGUF file, or a
+/// `.cmf`. Files are told apart by their first bytes, not by their names.
+///
+/// # Errors
+/// `Io`, `BadFile`, and `Unsupported` with the name of the format when it is another.
+pub fn open(path: &Path) -> Result<Box<dyn Source>> {
+    if path.is_dir() {
+        return Ok(Box::new(DirectorySource::open(path)?));
+    }
+    let mut start = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(64).read_to_end(&mut start))
+        .map_err(|e| Error::io("cannot be read", e).file(path))?;
+    if start.starts_with(b"GGUF") {
+        return Ok(Box::new(gguf::open(path)?));
+    }
+    if start.starts_with(&cmf_format::wire::MAGIC) {
+        //CMF
+    }
+    if start.get(8) == Some(&b'{') {
+        return Ok(Box::new(SafetensorsFile::open(path)?));
+    }
+    if path.extension().is_some_and(|e| e == "json") {
+        return Ok(Box::new(DirectorySource::open_index(path)?));
+    }
+    // The format crate knows the names of other formats.
+    let found = cmf_format::Archive::parse(&start[..], &cmf_format::Limits::default());
+    Err(match found {
+        Err(error) => Error::unsupported(error.to_string()).file(path),
+        Ok(_) => Error::unsupported("is of an unknown format").file(path),
+    })
+}
+
+fn input_file(path: &Path) -> Result<InputFile> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("cannot be read", e).file(path))?;
+    let modified = metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(InputFile {
+        path: path.to_path_buf(),
+        bytes: metadata.len(),
+        modified_ns: modified.map_or(0, |d| d.as_nanos()),
+    })
+}
+
+/// Reads `elements` values of `dtype` from their bytes.
+fn decode_elements(dtype: DType, bytes: &[u8], out: &mut Vec<f32>) -> Result<()> {
+    out.clear();
+    out.resize(bytes.len() / dtype.bytes(), 0.0);
+    dtype.decode(bytes, out).map_err(|e| Error::unsupported(e.to_string()))
+}
