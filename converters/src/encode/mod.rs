@@ -4,21 +4,34 @@
 //! written; [`decode`] gives back the values that a reader will see. All are pure functions: the
 //! same input gives the same bytes for every number of threads.
 
+mod codebook;
 mod grid;
 mod grouped;
 mod hqq;
 mod kernels;
 mod levels;
+mod low_rank;
 mod matrix;
 mod mse;
+mod outliers;
 mod params;
+mod kmeans;
 mod random;
+mod search;
 mod rule;
 mod store;
+mod terms;
 
+pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
 pub use grouped::grouped;
 pub use matrix::Matrix;
-pub use params::{Codes, GroupedParams, HqqParams, Method, Range, Store, Zero};
+pub use low_rank::{Factors, factors, low_rank};
+pub use outliers::{Outliers, outliers, sparse};
+pub use params::{
+    CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams, Method,
+    Range, Select, SparseLayout, SparseOp, SparseParams, Store, TermParams, Zero,
+};
+pub use terms::terms;
 
 use crate::error::{Error, Result};
 use cmf_format::NodeData;

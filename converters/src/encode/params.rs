@@ -1,6 +1,102 @@
 //! What a recipe says of one term: plain data with defaults, as it stands in TOML.
 
+use cmf_format::DType;
 use serde::{Deserialize, Serialize};
+
+/// One term of a matrix: an encoding by name with its parameters.
+///
+/// ```
+/// use cmf_converters::encode::{TermParams, Zero};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Rule {
+///     terms: Vec<TermParams>,
+/// }
+///
+/// let rule: Rule = toml::from_str(
+///     r#"
+///     [[terms]]
+///     encoding = "grouped"
+///     bits = 3
+///     zero = "add"
+///
+///     [[terms]]
+///     encoding = "sparse"
+///     select = { fraction = 0.01 }
+///
+///     [[terms]]
+///     encoding = "low_rank"
+///     rank = 8
+///     "#,
+/// )?;
+/// assert!(matches!(&rule.terms[0], TermParams::Grouped(own) if own.zero == Zero::Add));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "encoding", rename_all = "snake_case")]
+pub enum TermParams {
+    /// Elements of one type.
+    Dense(DenseParams),
+    /// Codes in groups.
+    Grouped(GroupedParams),
+    /// Single entries.
+    Sparse(SparseParams),
+    /// A product of two thin matrices.
+    LowRank(LowRankParams),
+    /// Sums of vectors from codebooks.
+    Codebook(CodebookParams),
+    /// Elements of one type, their exponents compressed.
+    Lossless(LosslessParams),
+}
+
+/// Parameters of a `dense` term.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenseParams {
+    /// Element type; values are rounded to nearest even.
+    pub dtype: Element,
+}
+
+/// Parameters of a `lossless` term.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LosslessParams {
+    /// Element type; values that come from it are kept exactly, others are rounded to it.
+    pub dtype: Element,
+}
+
+/// Element types of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Element {
+    /// IEEE binary32.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// IEEE binary16.
+    #[serde(rename = "f16")]
+    F16,
+    /// The high half of a binary32.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// OCP FP8 E4M3; `dense` only.
+    #[serde(rename = "f8_e4m3")]
+    F8E4m3,
+    /// OCP FP8 E5M2; `dense` only.
+    #[serde(rename = "f8_e5m2")]
+    F8E5m2,
+}
+
+impl From<Element> for DType {
+    fn from(element: Element) -> DType {
+        match element {
+            Element::F32 => DType::F32,
+            Element::F16 => DType::F16,
+            Element::Bf16 => DType::BF16,
+            Element::F8E4m3 => DType::F8E4M3,
+            Element::F8E5m2 => DType::F8E5M2,
+        }
+    }
+}
 
 /// Parameters of a `grouped` term.
 ///
@@ -181,5 +277,138 @@ pub struct HqqParams {
 impl Default for HqqParams {
     fn default() -> Self {
         Self { norm: 0.7, beta: 10.0, kappa: 1.01, iterations: 20 }
+    }
+}
+
+/// Parameters of a `sparse` term.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SparseParams {
+    /// Which entries the term keeps.
+    pub select: Select,
+    /// How their values are stored.
+    pub values: Store,
+    /// Whether values are added to the terms before, or take their place.
+    pub op: SparseOp,
+    /// How positions are stored.
+    pub layout: SparseLayout,
+}
+
+impl Default for SparseParams {
+    fn default() -> Self {
+        Self {
+            select: Select::Fraction(0.005),
+            values: Store::F16,
+            op: SparseOp::Add,
+            layout: SparseLayout::Smallest,
+        }
+    }
+}
+
+/// Which entries a `sparse` term keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Select {
+    /// This share of the entries, the largest in magnitude.
+    Fraction(f64),
+    /// Entries further from the mean than this many standard deviations.
+    Sigmas(f64),
+    /// This share of the entries: those whose removal lowers the quantisation error of the
+    /// `grouped` term before most.
+    Error(f64),
+    /// Every entry that is not zero: for pruned weights.
+    Nonzero,
+}
+
+/// What the values of a `sparse` term do to the sum of the terms before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SparseOp {
+    /// They are added to it.
+    #[default]
+    Add,
+    /// They take its place.
+    Replace,
+}
+
+/// How the positions of a `sparse` term are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SparseLayout {
+    /// Whichever of the two takes fewer bytes.
+    #[default]
+    Smallest,
+    /// Column indices row by row.
+    Csr,
+    /// One bit an element.
+    Bitmap,
+}
+
+/// Parameters of a `low_rank` term.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LowRankParams {
+    /// Rank, cut to the smaller side of the matrix.
+    pub rank: u32,
+    /// How both factors are stored.
+    pub factors: Store,
+    /// Rounds of quantising the terms before again, each time without what this term holds.
+    pub alternations: u32,
+    /// Power iterations of the sketch; more separate singular values that lie close together.
+    pub power_iterations: u32,
+}
+
+impl Default for LowRankParams {
+    fn default() -> Self {
+        Self { rank: 16, factors: Store::F16, alternations: 0, power_iterations: 2 }
+    }
+}
+
+/// Parameters of a `codebook` term.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CodebookParams {
+    /// Bits of a code, 1 to 16.
+    pub bits: u8,
+    /// Number of codebooks that are summed.
+    pub codebooks: u8,
+    /// Rows of a vector.
+    pub vector_rows: u32,
+    /// Columns of a vector.
+    pub vector_cols: u32,
+    /// Whether vectors have a scale.
+    pub scaled: bool,
+    /// How scales are stored.
+    pub scale: Store,
+    /// Columns that share a scale, a multiple of `vector_cols`; 0 is all columns.
+    pub scale_cols: u32,
+    /// How the codebooks are stored.
+    pub entries: Store,
+    /// Candidates kept while codes are searched; 1 is greedy.
+    pub beam: u32,
+    /// Rounds of codes for the codebooks, then codebooks for the codes.
+    pub iterations: u32,
+    /// Vectors that codebooks are trained on, for each entry of a codebook.
+    pub samples_per_entry: u32,
+    /// Seed of the sample and of the first entries.
+    pub seed: u64,
+}
+
+impl Default for CodebookParams {
+    fn default() -> Self {
+        Self {
+            bits: 8,
+            codebooks: 2,
+            vector_rows: 1,
+            vector_cols: 4,
+            scaled: true,
+            scale: Store::F16,
+            scale_cols: 0,
+            entries: Store::F16,
+            beam: 4,
+            iterations: 20,
+            samples_per_entry: 256,
+            seed: 0,
+        }
     }
 }
