@@ -10,6 +10,9 @@ pub(super) fn check(
     segment_bytes: Option<u64>,
     node_shape: Option<(u64, u64)>,
 ) -> Result<()> {
+    if record.flags.get() & 0xFFFF != 0 {
+        return Ok(());
+    }
     let size = record.size.get();
     let bad = |part: &str, problem: String| Err(Error::new(ErrorKind::Structure, part, problem));
     let (segment, node, block) = match record.kind.get() {
