@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash;
 use std::sync::Arc;
+use zstd::bulk::Decompressor;
 
 /// How the stored bytes of a segment relate to its decoded bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,7 +127,10 @@ pub fn decompress(stored: &[u8], decoded_bytes: u64, limit_bytes: u64) -> Result
     Ok(out)
 }
 
-/// Checks that `stored` is one frame with the stated content size.
+/// Largest window of a frame that is not a single segment.
+const WINDOW_LOG_MAX: u8 = 27;
+
+/// Checks that `stored` is one frame with the stated content size and an allowed window.
 fn check_frame(stored: &[u8], decoded_bytes: u64) -> Result<()> {
     let bad = |problem: String| Error::new(ErrorKind::Value, "zstd", problem);
     if stored.first_chunk::<4>() != Some(&[0x28, 0xB5, 0x2F, 0xFD]) {
@@ -136,6 +140,13 @@ fn check_frame(stored: &[u8], decoded_bytes: u64) -> Result<()> {
         .map_err(|_| bad("the frame is damaged".into()))?;
     if frame != stored.len() {
         return Err(bad(format!("expected one frame of {} bytes, found {frame}", stored.len())));
+    }
+    // RFC 8878, 3.1.1.1: without the single-segment flag a window descriptor follows.
+    if let [_, _, _, _, flags, window, ..] = stored
+        && flags & 0x20 == 0
+        && *window > (WINDOW_LOG_MAX - 10) << 3
+    {
+        return Err(bad(format!("the frame needs a window above 2^{WINDOW_LOG_MAX}")));
     }
     match zstd::zstd_safe::get_frame_content_size(stored) {
         Ok(Some(size)) if size == decoded_bytes => Ok(()),
@@ -149,12 +160,24 @@ fn check_frame(stored: &[u8], decoded_bytes: u64) -> Result<()> {
 /// # Errors
 /// `Value` when the frame is damaged or decodes to another length.
 pub fn decompress_frame(stored: &[u8], out: &mut [u8]) -> Result<()> {
+    decompress_frame_with(&mut decompressor()?, stored, out)
+}
+
+/// A decompressor to be used for many frames.
+pub(crate) fn decompressor() -> Result<Decompressor<'static>> {
+    Decompressor::new().map_err(|e| Error::new(ErrorKind::Limit, "zstd", e.to_string()))
+}
+
+/// [`decompress_frame`] without a decompressor of its own.
+pub(crate) fn decompress_frame_with(
+    decompressor: &mut Decompressor<'static>,
+    stored: &[u8],
+    out: &mut [u8],
+) -> Result<()> {
     let bad = |problem: String| Error::new(ErrorKind::Value, "zstd", problem);
     check_frame(stored, out.len() as u64)?;
     let expected = out.len();
-    let found = zstd::bulk::Decompressor::new()
-        .and_then(|mut d| d.decompress_to_buffer(stored, out))
-        .map_err(|e| bad(e.to_string()))?;
+    let found = decompressor.decompress_to_buffer(stored, out).map_err(|e| bad(e.to_string()))?;
     if found != expected {
         return Err(bad(format!("expected {expected} decoded bytes, found {found}")));
     }
@@ -190,5 +213,20 @@ mod tests {
         let twice = segment.bytes().unwrap_or(&[]).repeat(2);
         assert!(decompress(&twice, 1000, 4000).is_err());
         Ok(())
+    }
+
+    #[test]
+    fn rejects_window_above_the_limit() {
+        // Magic, a content size of one byte without the single-segment flag, the window, a size
+        // of 256, one last block of that many times 7.
+        let frame = |window| {
+            let head = [0x28, 0xB5, 0x2F, 0xFD, 0x40, window, 0, 0];
+            [head.as_slice(), &[0b011, 0b1000, 0, 7]].concat()
+        };
+        assert_eq!(decompress(&frame(17 << 3), 256, 1000).ok(), Some(vec![7; 256]));
+        for window in [(17 << 3) + 1, 18 << 3] {
+            let error = decompress(&frame(window), 256, 1000).map_err(|e| e.to_string());
+            assert!(error.is_err_and(|e| e.contains("window")));
+        }
     }
 }

@@ -7,6 +7,7 @@
 pub mod codebook;
 pub mod dense;
 pub mod grouped;
+pub mod lossless;
 pub mod low_rank;
 pub mod sparse;
 #[cfg(test)]
@@ -148,6 +149,7 @@ encodings! {
     sparse Sparse;
     low_rank LowRank;
     codebook Codebook;
+    lossless Lossless;
 }
 
 /// The error for an encoding that this reader does not know.
