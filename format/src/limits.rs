@@ -1,5 +1,7 @@
 //! Ceilings that a reader sets before it trusts a file.
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// What a reader is willing to hold. A server and a laptop differ, so it is a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -17,6 +19,20 @@ pub struct Limits {
     pub rank: u16,
     /// Deepest nesting of nodes, a leaf counting 1.
     pub node_depth: u32,
+}
+
+impl Limits {
+    /// Checks what the compressed segments of an opened tensor decode to.
+    ///
+    /// # Errors
+    /// `Limit` above [`Limits::decoded_tensor_bytes`].
+    pub(crate) fn check_decoded_tensor(&self, bytes: u64) -> Result<()> {
+        if bytes <= self.decoded_tensor_bytes {
+            return Ok(());
+        }
+        let expected = format!("at most {} decoded bytes", self.decoded_tensor_bytes);
+        Err(Error::expected(ErrorKind::Limit, "compressed segments", expected, bytes))
+    }
 }
 
 impl Default for Limits {

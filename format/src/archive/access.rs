@@ -353,13 +353,20 @@ impl<'a, S: Source> Node<'a, S> {
     /// `Unsupported` for an unknown encoding, `Value` for a compressed segment that is damaged,
     /// `Limit` for compressed segments that are too large alone or together, `Io` from the source.
     pub fn view(&self) -> Result<View<'a>> {
-        let mut budget_bytes = self.archive.limits.decoded_tensor_bytes;
-        self.view_within(&mut budget_bytes)
+        self.archive.limits.check_decoded_tensor(self.compressed_bytes())?;
+        self.open()
     }
 
-    /// As [`Node::view`], while decompressed bytes fit `budget_bytes`, from which they are taken:
-    /// many terms may share one small segment that decodes to a large one.
-    pub(super) fn view_within(&self, budget_bytes: &mut u64) -> Result<View<'a>> {
+    /// What compressed segments of this node and of all below it decode to, shared ones counted
+    /// each time: they are decoded each time.
+    pub(super) fn compressed_bytes(&self) -> u64 {
+        let own = self.segments().filter(|s| s.record.compression != 0);
+        let own = own.fold(0u64, |sum, s| sum.saturating_add(s.record.decoded_bytes.get()));
+        self.children().fold(own, |sum, child| sum.saturating_add(child.compressed_bytes()))
+    }
+
+    /// [`Node::view`] after the limit has been checked.
+    pub(super) fn open(&self) -> Result<View<'a>> {
         if !self.is_known() && encoding::name(self.record.encoding.get()).is_none() {
             return Err(encoding::unknown(self.record.encoding.get(), self.record.version.get()));
         }
@@ -372,8 +379,8 @@ impl<'a, S: Source> Node<'a, S> {
             rows: self.record.rows.get(),
             cols: self.record.cols.get(),
             descriptor: self.descriptor(),
-            segments: self.segments().map(|s| s.decoded_within(budget_bytes)).collect::<Result<_>>()?,
-            children: self.children().map(|c| c.view_within(budget_bytes)).collect::<Result<_>>()?,
+            segments: self.segments().map(|s| s.decoded()).collect::<Result<_>>()?,
+            children: self.children().map(|c| c.open()).collect::<Result<_>>()?,
         })
     }
 
@@ -435,22 +442,6 @@ impl<'a, S: Source> Segment<'a, S> {
                 format!("number {other} is unknown"),
             ))),
         }
-    }
-
-    /// As [`Segment::decoded`]; decompressed bytes are taken from `budget_bytes` first.
-    fn decoded_within(&self, budget_bytes: &mut u64) -> Result<Cow<'a, [u8]>> {
-        if self.record.compression != 0 {
-            let bytes = self.record.decoded_bytes.get();
-            *budget_bytes = budget_bytes.checked_sub(bytes).ok_or_else(|| {
-                let limit = self.archive.limits.decoded_tensor_bytes;
-                let problem =
-                    format!("compressed segments that are open together decode to more than {limit}");
-                Error::new(ErrorKind::Limit, "zstd", problem)
-                    .in_segment(self.index)
-                    .at(self.record.offset.get())
-            })?;
-        }
-        self.decoded()
     }
 
     /// How the stored bytes are compressed; `None` when this reader does not know.

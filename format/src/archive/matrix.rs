@@ -41,16 +41,17 @@ impl<'a> MatrixView<'a> {
     /// # Errors
     /// `Argument` when the matrix does not have these rows, else as [`MatrixView::open`].
     pub fn open_rows<S: Source>(matrix: &Matrix<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
-        let mut budget_bytes = matrix.archive().limits().decoded_tensor_bytes;
-        Self::open_within(matrix, level, rows, &mut budget_bytes)
+        Self::open_within(matrix, level, rows, &mut 0)
     }
 
-    /// Opens while decompressed bytes fit `budget_bytes`, from which they are taken.
+    /// Opens after `decompressed_bytes`, and what compressed segments here add to it, have been
+    /// found to be within the limit: many terms may share one small segment that decodes to a
+    /// large one.
     fn open_within<S: Source>(
         matrix: &Matrix<'a, S>,
         level: u16,
         rows: Range<u64>,
-        budget_bytes: &mut u64,
+        decompressed_bytes: &mut u64,
     ) -> Result<Self> {
         let extent = |n: u64| {
             usize::try_from(n)
@@ -73,6 +74,10 @@ impl<'a> MatrixView<'a> {
             let end = start.saturating_add(term.node().map_or(0, |node| node.record().rows.get()));
             term.level() <= level && start.max(rows.start) < end.min(rows.end)
         };
+        for node in matrix.terms().filter(|t| t.is_known() && touches(t)).filter_map(|t| t.node()) {
+            *decompressed_bytes = decompressed_bytes.saturating_add(node.compressed_bytes());
+        }
+        matrix.archive().limits().check_decoded_tensor(*decompressed_bytes)?;
         for (i, term) in matrix.terms().enumerate().filter(|(_, term)| touches(term)) {
             if !term.is_known() && term.is_optional() {
                 left_out.push(term.index());
@@ -85,7 +90,7 @@ impl<'a> MatrixView<'a> {
             terms.push(Placed {
                 row: extent(term.record().row_start.get())?,
                 col: extent(term.record().col_start.get())?,
-                view: node.view_within(budget_bytes).map_err(|e| e.within(format_args!("term {i}")))?,
+                view: node.open().map_err(|e| e.within(format_args!("term {i}")))?,
             });
         }
         Ok(Self {
@@ -188,7 +193,7 @@ impl<'a> TensorView<'a> {
         }
         tensor.check_flags()?;
         let mut first = 0u64;
-        let mut budget_bytes = tensor.archive().limits().decoded_tensor_bytes;
+        let mut decompressed_bytes = 0;
         let matrices = tensor
             .matrices()
             .map(|m| {
@@ -196,7 +201,8 @@ impl<'a> TensorView<'a> {
                 let start = rows.start.clamp(first, end);
                 let part = start - first..rows.end.clamp(start, end) - first;
                 first = end;
-                MatrixView::open_within(&m, level, part, &mut budget_bytes).map_err(|e| e.in_tensor(name))
+                MatrixView::open_within(&m, level, part, &mut decompressed_bytes)
+                    .map_err(|e| e.in_tensor(name))
             })
             .collect::<Result<Vec<_>>>()?;
         let dtype = tensor.dtype();
