@@ -1,1 +1,9 @@
 //! Cross-crate tests of CMF: vectors, mutation, laws and the command line.
+//!
+//! The bodies of the fuzz targets are here as plain functions, so that a plain `cargo test`
+//! replays every seed and every regression on the stable toolchain.
+
+pub mod repair;
+pub mod samples;
+pub mod seeds;
+pub mod targets;
