@@ -153,6 +153,11 @@ impl<S: Source> Archive<S> {
         Node::range(self, Table::Nodes, 0..NONE)
     }
 
+    /// Node `index`.
+    pub fn node(&self, index: u32) -> Option<Node<'_, S>> {
+        Node::at(self, Table::Nodes, index)
+    }
+
     /// All segments, in file order.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment<'_, S>> {
         Segment::range(self, Table::Segments, 0..NONE)
