@@ -169,7 +169,7 @@ pub fn unknown(encoding: u32, version: u16) -> Error {
 impl View<'_> {
     /// Adds rows `rows` to `out`, whose rows are `stride` apart and start `column` in.
     ///
-    /// A `sparse` node touches only the positions that it lists.
+    /// A `sparse` node that replaces touches only the positions that it lists.
     ///
     /// # Errors
     /// As [`View::decode_rows`].

@@ -9,14 +9,23 @@ use core::ops::Range;
 /// Values that are decoded in one go where rows follow each other.
 const READ_AHEAD_ELEMS: usize = 1 << 16;
 
+/// What becomes of listed values, and of the positions between them.
+trait Sink {
+    /// The value of a listed position.
+    fn put(&mut self, row: usize, col: usize, value: f32);
+
+    /// Columns of a row that are not listed.
+    fn skip(&mut self, row: usize, cols: Range<usize>);
+}
+
 impl View<'_> {
     pub(in crate::encoding) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         out.fill(0.0);
-        let mut place = Place { out, stride: self.cols, column: 0, first_row: rows.start };
-        self.each_value(rows, &mut Vec::new(), |row, col, value| place.with(row, col, |v| *v = value))
+        let place = Place { out, stride: self.cols, column: 0, first_row: rows.start };
+        self.each_value(rows, &mut Vec::new(), &mut Put(place))
     }
 
-    /// Adds or replaces in rows `stride` apart that start `column` into `out`.
+    /// Adds to or replaces in rows `stride` apart that start `column` into `out`.
     pub(in crate::encoding) fn add_rows(
         &self,
         rows: Range<usize>,
@@ -25,14 +34,10 @@ impl View<'_> {
         column: usize,
         scratch: &mut Vec<f32>,
     ) -> Result<()> {
-        let mut place = Place { out, stride, column, first_row: rows.start };
+        let place = Place { out, stride, column, first_row: rows.start };
         match self.descriptor.op {
-            Op::Add => self.each_value(rows, scratch, |row, col, value| {
-                place.with(row, col, |sum| *sum += value);
-            }),
-            Op::Replace => self.each_value(rows, scratch, |row, col, value| {
-                place.with(row, col, |sum| *sum = value);
-            }),
+            Op::Add => self.each_value(rows, scratch, &mut Add(place)),
+            Op::Replace => self.each_value(rows, scratch, &mut Put(place)),
         }
     }
 
@@ -61,19 +66,14 @@ impl View<'_> {
         self.values.verify().map_err(|e| e.within("values"))
     }
 
-    /// Calls `put(row, col, value)` for every listed position of the node within `rows`.
-    fn each_value(
-        &self,
-        rows: Range<usize>,
-        scratch: &mut Vec<f32>,
-        mut put: impl FnMut(usize, usize, f32),
-    ) -> Result<()> {
+    /// Hands every position of the node within `rows` to `sink`, each row from left to right.
+    fn each_value(&self, rows: Range<usize>, scratch: &mut Vec<f32>, sink: &mut impl Sink) -> Result<()> {
         if rows.is_empty() || self.cols == 0 {
             return Ok(());
         }
         match self.descriptor.layout {
             Layout::Csr { block, .. } | Layout::Bitmap { block } => {
-                self.each_block_value(block, rows, scratch, put)
+                self.each_block_value(block, rows, scratch, sink)
             }
             Layout::Nm { n, m } => {
                 let kept = self.cols.div_ceil(m.into()) * usize::from(n);
@@ -81,13 +81,17 @@ impl View<'_> {
                 let mut codes = Vec::new();
                 for row in rows {
                     let in_row = values.get(row * kept, kept)?;
+                    let mut next = 0;
                     self.each_kept(row, (n, m), &mut codes, |index, col| {
                         // Positions of the tail group beyond the last column are padding.
                         if col < self.cols {
-                            put(row, col, in_row.get(index).copied().unwrap_or(0.0));
+                            sink.skip(row, next..col);
+                            sink.put(row, col, in_row.get(index).copied().unwrap_or(0.0));
+                            next = col + 1;
                         }
                         Ok(())
                     })?;
+                    sink.skip(row, next..self.cols);
                 }
                 Ok(())
             }
@@ -99,7 +103,7 @@ impl View<'_> {
         block: Block,
         rows: Range<usize>,
         scratch: &mut Vec<f32>,
-        mut put: impl FnMut(usize, usize, f32),
+        sink: &mut impl Sink,
     ) -> Result<()> {
         let (block_rows, block_cols) = (block.rows as usize, block.cols as usize);
         let elements = block_rows * block_cols;
@@ -110,17 +114,21 @@ impl View<'_> {
         for block_row in block_range {
             let top = block_row * block_rows;
             let covered = rows.start.max(top)..rows.end.min(top.saturating_add(block_rows));
+            let mut next = 0;
             self.each_block(block, block_row, |entry, block_col| {
                 let stored = values.get(entry * elements, elements)?;
                 let left = block_col * block_cols;
                 for row in covered.clone() {
+                    sink.skip(row, next..left);
                     let in_row = stored.get((row - top) * block_cols..).unwrap_or(&[]);
                     for (col, value) in (left..self.cols).zip(in_row.iter().take(block_cols)) {
-                        put(row, col, *value);
+                        sink.put(row, col, *value);
                     }
                 }
+                next = left.saturating_add(block_cols).min(self.cols);
                 Ok(())
             })?;
+            covered.for_each(|row| sink.skip(row, next..self.cols));
         }
         Ok(())
     }
@@ -270,10 +278,34 @@ struct Place<'o> {
 }
 
 impl Place<'_> {
-    fn with(&mut self, row: usize, col: usize, change: impl FnOnce(&mut f32)) {
-        if let Some(value) = self.out.get_mut((row - self.first_row) * self.stride + self.column + col) {
-            change(value);
-        }
+    /// Columns of a row of the node; none where `out` does not have them.
+    fn get(&mut self, row: usize, cols: Range<usize>) -> &mut [f32] {
+        let start = (row - self.first_row) * self.stride + self.column;
+        self.out.get_mut(start + cols.start..start + cols.end).unwrap_or(&mut [])
+    }
+}
+
+/// Listed values take the place of what is there.
+struct Put<'o>(Place<'o>);
+
+impl Sink for Put<'_> {
+    fn put(&mut self, row: usize, col: usize, value: f32) {
+        self.0.get(row, col..col + 1).fill(value);
+    }
+
+    fn skip(&mut self, _row: usize, _cols: Range<usize>) {}
+}
+
+/// Listed values are added, and so are the zeros between them, which turns -0.0 into +0.0.
+struct Add<'o>(Place<'o>);
+
+impl Sink for Add<'_> {
+    fn put(&mut self, row: usize, col: usize, value: f32) {
+        self.0.get(row, col..col + 1).iter_mut().for_each(|sum| *sum += value);
+    }
+
+    fn skip(&mut self, row: usize, cols: Range<usize>) {
+        self.0.get(row, cols).iter_mut().for_each(|sum| *sum += 0.0);
     }
 }
 

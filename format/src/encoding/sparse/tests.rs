@@ -4,6 +4,7 @@ use crate::encoding::testing::{bits, damages, decoded, dense_f32, pattern, survi
 use crate::encoding::{dense, grouped};
 use crate::error::ErrorKind;
 use crate::node::NodeData;
+use core::ops::Range;
 use proptest::prelude::*;
 
 type Pack = fn(Op, u64, u64, &Positions, NodeData) -> Result<NodeData>;
@@ -144,7 +145,7 @@ fn n_of_m_decodes_kept_values_and_ignores_padding() -> Result<()> {
 }
 
 #[test]
-fn sums_change_only_where_listed() -> Result<()> {
+fn sums_are_those_of_whole_terms() -> Result<()> {
     let (rows, cols, stride, column) = (5, 9, 14, 3);
     let block = Block { rows: 2, cols: 2 };
     let values = pattern(rows * cols);
@@ -154,21 +155,47 @@ fn sums_change_only_where_listed() -> Result<()> {
     for pack in PACKS {
         for op in [Op::Add, Op::Replace] {
             let node = pack(op, 5, 9, &positions, values_node(&gathered, 4)?)?;
-            let mut sum: Vec<f32> = vec![-0.0; 3 * stride];
-            sum[stride + column] = 7.5;
-            let before = sum.clone();
-            node.view()?.add_rows(1..4, &mut sum, stride, column, &mut Vec::new())?;
-            for (i, (after, before)) in sum.iter().zip(&before).enumerate() {
-                let (row, col) = (1 + i / stride, (i % stride).wrapping_sub(column));
-                let value = if col < cols { expected[row * cols + col] } else { None };
-                let expected = match (value, op) {
-                    (None, _) => *before,
-                    (Some(value), Op::Add) => before + value,
-                    (Some(value), Op::Replace) => value,
-                };
-                assert_eq!(after.to_bits(), expected.to_bits(), "row {row}, column {col}");
-            }
+            check_sum(&node, op, 1..4, &expected, stride, column)?;
         }
+    }
+    let kept = pattern(5 * 6);
+    let mut expected = vec![None; 45];
+    for (i, value) in kept.iter().enumerate() {
+        let col = i % 6 / 2 * 4 + [1, 3][i % 2];
+        if col < cols {
+            expected[i / 6 * cols + col] = Some(*value);
+        }
+    }
+    for op in [Op::Add, Op::Replace] {
+        let node = pack_n_m(op, 5, 9, (2, 4), &[1, 3].repeat(15), dense_f32(5, 6, &kept)?)?;
+        check_sum(&node, op, 0..5, &expected, stride, column)?;
+    }
+    Ok(())
+}
+
+/// Adds rows to sums with zeros of both signs and compares with the formula.
+fn check_sum(
+    node: &NodeData,
+    op: Op,
+    rows: Range<usize>,
+    values: &[Option<f32>],
+    stride: usize,
+    column: usize,
+) -> Result<()> {
+    let cols = node.cols as usize;
+    let before: Vec<f32> = (0..rows.len() * stride).map(|i| [-0.0, 0.0, 7.5, -0.0, -3.25][i % 5]).collect();
+    let mut sum = before.clone();
+    node.view()?.add_rows(rows.clone(), &mut sum, stride, column, &mut Vec::new())?;
+    for (i, (after, before)) in sum.iter().zip(before).enumerate() {
+        let (row, col) = (rows.start + i / stride, (i % stride).wrapping_sub(column));
+        let value = if col < cols { values[row * cols + col] } else { None };
+        let expected = match (value, op) {
+            (None, Op::Add) if col < cols => before + 0.0,
+            (None, _) => before,
+            (Some(value), Op::Add) => before + value,
+            (Some(value), Op::Replace) => value,
+        };
+        assert_eq!(after.to_bits(), expected.to_bits(), "row {row}, column {col}");
     }
     Ok(())
 }
