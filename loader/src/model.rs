@@ -1,0 +1,140 @@
+//! An open model.
+
+use crate::attribute::Attribute;
+use crate::error::{Error, Result};
+use crate::open::{Backend, Directory, OpenOptions, open};
+use crate::references::Reference;
+use crate::source::FileSource;
+use crate::tensor::Tensor;
+use cmf_format::Archive;
+use std::fs::File;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// An open `.cmf` and the files that it refers to.
+///
+/// It is shared between threads by reference; nothing in it changes but that shards are opened.
+#[derive(Debug)]
+pub struct Model {
+    archive: Archive<FileSource>,
+    pub(crate) options: OpenOptions,
+    /// Where shards and bases are found; `None` when there are none.
+    pub(crate) directory: Option<Directory>,
+    /// One for each record of the archives table.
+    pub(crate) referred: Vec<OnceLock<Model>>,
+    /// Files between this one and the one that was opened by path.
+    pub(crate) chain_files: u32,
+}
+
+impl Model {
+    /// Opens and maps the file at `path`: its header and directory are read and checked, its
+    /// payload is not touched.
+    ///
+    /// The file must not be written to while it is open, see the
+    /// [crate's documentation](crate#files-that-change).
+    ///
+    /// # Errors
+    /// `Io` when it cannot be opened, `Format` when it is not an archive that this reader takes:
+    /// the error says what it is when that is known.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &OpenOptions::default())
+    }
+
+    /// Opens the file at `path` as `options` say.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let file = open(path).map_err(|e| Error::io(path, e))?;
+        Self::from_file(file, path, options, 0)
+    }
+
+    pub(crate) fn from_file(
+        file: File,
+        path: &Path,
+        options: &OpenOptions,
+        chain_files: u32,
+    ) -> Result<Self> {
+        let source = FileSource::new(file, path, options.backend, &options.limits)?;
+        let archive = Archive::parse(source, &options.limits).map_err(|e| Error::format(path, e))?;
+        archive.source().check_open_file()?;
+        let references = archive.references().len();
+        let directory = match references {
+            0 => None,
+            _ => Some(Directory::of(path).map_err(|e| Error::io(path, e))?),
+        };
+        let referred = (0..references).map(|_| OnceLock::new()).collect();
+        Ok(Self { archive, options: options.clone(), directory, referred, chain_files })
+    }
+
+    /// The checked directory of this file.
+    pub fn archive(&self) -> &Archive<FileSource> {
+        &self.archive
+    }
+
+    pub(crate) fn source(&self) -> &FileSource {
+        self.archive.source()
+    }
+
+    /// The path that the file was opened by.
+    pub fn path(&self) -> &Path {
+        self.source().path()
+    }
+
+    /// How bytes are reached.
+    pub fn backend(&self) -> Backend {
+        self.source().backend()
+    }
+
+    /// Length of this file.
+    pub fn file_bytes(&self) -> u64 {
+        self.archive.header().file_bytes.get()
+    }
+
+    /// The archive's identity: BLAKE3 of its header, which covers every byte of the file.
+    pub fn identity(&self) -> [u8; 32] {
+        self.archive.identity()
+    }
+
+    /// All tensors, ascending in name, those in shards included.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor<'_>> {
+        self.archive.tensors().map(|record| Tensor { model: self, record })
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        self.archive.tensor(name).map(|record| Tensor { model: self, record })
+    }
+
+    pub(crate) fn expect_tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        self.tensor(name).ok_or_else(|| {
+            Error::argument(self.path(), format!("tensor `{}`", name.escape_debug()), "is not there".into())
+        })
+    }
+
+    /// All attributes, ascending in name.
+    pub fn attributes(&self) -> impl ExactSizeIterator<Item = Attribute<'_>> {
+        self.archive.attributes().map(|record| Attribute { source: self.source(), record })
+    }
+
+    /// The attribute called `name`.
+    pub fn attribute(&self, name: &str) -> Option<Attribute<'_>> {
+        self.archive.attribute(name).map(|record| Attribute { source: self.source(), record })
+    }
+
+    /// The shards and bases that this file refers to, ascending in name.
+    pub fn references(&self) -> impl ExactSizeIterator<Item = Reference<'_>> {
+        self.archive.references().map(|record| Reference { model: self, record })
+    }
+
+    /// Checks that this file was not cut, written to, replaced or removed since it was opened.
+    ///
+    /// A file that was replaced by renaming another over it can still be read: it is the old one.
+    ///
+    /// # Errors
+    /// `Changed` when it was, `Io` when the system does not say.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.source().check_unchanged()
+    }
+}

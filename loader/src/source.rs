@@ -1,0 +1,243 @@
+//! The bytes of one open file, from a map or read on demand.
+
+use crate::error::{Error, Result};
+use crate::mmap::Map;
+use crate::open::Backend;
+use crate::positional::read_exact_at;
+use crate::stamp::Stamp;
+use cmf_format::{Archive, ErrorKind, Limits, Source};
+use core::cell::Cell;
+use core::ops::Range;
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+type FormatError = cmf_format::Error;
+
+/// What [`Backend::Pread`] reads at once when it opens a file: header and directory of a small
+/// model.
+const FIRST_READ_BYTES: u64 = 64 * 1024;
+/// Bytes of the header, all that has to be read before a file is mapped.
+const HEADER_BYTES: u64 = cmf_format::wire::HEADER_BYTES;
+/// Most bytes that [`Source::visit`] looks at in one go: a buffer that stays in the cache.
+const VISIT_BYTES: u64 = 256 * 1024;
+
+thread_local! {
+    static VISIT_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// An open file that archives are parsed from.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    /// `path` whatever the working directory becomes.
+    absolute: PathBuf,
+    file: File,
+    stamp: Stamp,
+    /// Most bytes that are read into memory at once.
+    limit_bytes: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Map(Map),
+    /// Header and directory.
+    Head(Vec<u8>),
+}
+
+impl FileSource {
+    /// Maps `file`, or reads its header and directory; `path` is what it is called in errors.
+    pub(crate) fn new(file: File, path: &Path, backend: Backend, limits: &Limits) -> Result<Self> {
+        let io = |e| Error::io(path, e);
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            let found = if metadata.is_dir() { "a directory" } else { "neither file nor directory" };
+            let problem = format!("expected a file, found {found}");
+            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem)));
+        }
+        let stamp = Stamp::of(&metadata);
+        let first = match backend {
+            Backend::Mmap => HEADER_BYTES,
+            Backend::Pread => FIRST_READ_BYTES,
+        };
+        let mut head = vec![0; first.min(stamp.bytes) as usize];
+        read_exact_at(&file, &mut head, 0).map_err(io)?;
+        let head_bytes = Archive::<FileSource>::head_bytes(&head, stamp.bytes, limits)
+            .map_err(|e| Error::format(path, e))?;
+        let size = |bytes: u64| {
+            usize::try_from(bytes).map_err(|_| {
+                let problem = format!("{bytes} bytes do not fit the address space");
+                Error::format(path, FormatError::new(ErrorKind::Limit, "file", problem))
+            })
+        };
+        let bytes = match backend {
+            Backend::Mmap => {
+                let map = Map::new(&file, size(stamp.bytes)?).map_err(io)?;
+                map.populate(0..size(head_bytes)?).map_err(io)?;
+                Bytes::Map(map)
+            }
+            Backend::Pread => {
+                let have = head.len().min(size(head_bytes)?);
+                head.resize(size(head_bytes)?, 0);
+                let rest = head.get_mut(have..).unwrap_or(&mut []);
+                read_exact_at(&file, rest, have as u64).map_err(io)?;
+                Bytes::Head(head)
+            }
+        };
+        let limit_bytes = limits.decoded_segment_bytes;
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, bytes })
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which backend reads it.
+    pub fn backend(&self) -> Backend {
+        match self.bytes {
+            Bytes::Map(_) => Backend::Mmap,
+            Bytes::Head(_) => Backend::Pread,
+        }
+    }
+
+    /// Bytes `range`, borrowed from the map; `None` without a map.
+    pub(crate) fn mapped(&self, range: Range<u64>) -> Option<&[u8]> {
+        let Bytes::Map(map) = &self.bytes else { return None };
+        map.bytes().get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+    }
+
+    /// Fills `out` from `offset` on.
+    pub(crate) fn read_into(&self, offset: u64, out: &mut [u8]) -> cmf_format::Result<()> {
+        let range = self.range(offset, out.len() as u64)?;
+        if let Some(bytes) = self.mapped(range) {
+            self.check_length(offset)?;
+            out.copy_from_slice(bytes);
+            return Ok(());
+        }
+        read_exact_at(&self.file, out, offset).map_err(|e| failed(offset, e))
+    }
+
+    /// An error of this file: of kind `Changed` when reading failed and the file is another one
+    /// than it was.
+    pub(crate) fn error(&self, error: FormatError) -> Error {
+        if error.kind() == ErrorKind::Io && self.change().is_some() {
+            return Error::changed_while(&self.path, error);
+        }
+        Error::format(&self.path, error)
+    }
+
+    /// Whether the open file, wherever it is now, is as it was.
+    pub(crate) fn check_open_file(&self) -> Result<()> {
+        self.change().map_or(Ok(()), |change| Err(Error::changed(&self.path, change)))
+    }
+
+    /// Whether the open file is as it was, and still is what its path leads to.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.check_open_file()?;
+        match std::fs::metadata(&self.absolute) {
+            Ok(metadata) => match self.stamp.change(&Stamp::of(&metadata)) {
+                Some(change) => Err(Error::changed(&self.path, change)),
+                None => Ok(()),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::changed(&self.path, "was removed since it was opened".into()))
+            }
+            Err(e) => Err(Error::io(&self.path, e)),
+        }
+    }
+
+    /// How the open file, wherever it is now, differs from when it was opened.
+    fn change(&self) -> Option<String> {
+        match self.file.metadata() {
+            Ok(metadata) => self.stamp.change(&Stamp::of(&metadata)),
+            Err(e) => Some(e.to_string()),
+        }
+    }
+
+    /// Before mapped bytes are touched: that they are still there.
+    fn check_length(&self, offset: u64) -> cmf_format::Result<()> {
+        let found = self.file.metadata().map_err(|e| failed(offset, e))?.len();
+        if found >= self.stamp.bytes {
+            return Ok(());
+        }
+        let expected = format!("{} bytes as when it was opened", self.stamp.bytes);
+        Err(FormatError::expected(ErrorKind::Io, "file", expected, found).at(offset))
+    }
+
+    fn range(&self, offset: u64, bytes: u64) -> cmf_format::Result<Range<u64>> {
+        match offset.checked_add(bytes).filter(|end| *end <= self.stamp.bytes) {
+            Some(end) => Ok(offset..end),
+            None => {
+                let found = format!("a file of {:#x}", self.stamp.bytes);
+                let expected = format!("{bytes} bytes");
+                Err(FormatError::expected(ErrorKind::Truncated, "file", expected, found).at(offset))
+            }
+        }
+    }
+}
+
+impl Source for FileSource {
+    fn head(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Map(map) => map.bytes(),
+            Bytes::Head(head) => head,
+        }
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.stamp.bytes
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> cmf_format::Result<Cow<'_, [u8]>> {
+        let range = self.range(offset, bytes)?;
+        if let Some(bytes) = self.mapped(range) {
+            self.check_length(offset)?;
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let mut out = Vec::new();
+        let length = usize::try_from(bytes).ok().filter(|_| bytes <= self.limit_bytes);
+        match length.map(|length| (length, out.try_reserve_exact(length))) {
+            Some((length, Ok(()))) => out.resize(length, 0),
+            _ => {
+                let expected = format!("at most {} bytes in memory", self.limit_bytes);
+                return Err(FormatError::expected(ErrorKind::Limit, "file", expected, bytes).at(offset));
+            }
+        }
+        read_exact_at(&self.file, &mut out, offset).map_err(|e| failed(offset, e))?;
+        Ok(Cow::Owned(out))
+    }
+
+    fn visit(
+        &self,
+        offset: u64,
+        bytes: u64,
+        visit: &mut dyn FnMut(&[u8]) -> cmf_format::Result<()>,
+    ) -> cmf_format::Result<()> {
+        let range = self.range(offset, bytes)?;
+        let parts = range.clone().step_by(VISIT_BYTES as usize);
+        let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(VISIT_BYTES)));
+        if let Bytes::Map(map) = &self.bytes {
+            return parts.try_for_each(|part| {
+                let bytes = self.mapped(part.clone()).unwrap_or(&[]);
+                map.populate(part.start as usize..part.end as usize).map_err(|e| failed(part.start, e))?;
+                visit(bytes)
+            });
+        }
+        let mut buffer = VISIT_BUFFER.take();
+        buffer.resize(VISIT_BYTES as usize, 0);
+        let result = parts.try_for_each(|part| {
+            let bytes = buffer.get_mut(..(part.end - part.start) as usize).unwrap_or(&mut []);
+            read_exact_at(&self.file, bytes, part.start).map_err(|e| failed(part.start, e))?;
+            visit(bytes)
+        });
+        VISIT_BUFFER.set(buffer);
+        result
+    }
+}
+
+fn failed(offset: u64, error: std::io::Error) -> FormatError {
+    FormatError::new(ErrorKind::Io, "file", error.to_string()).at(offset)
+}
