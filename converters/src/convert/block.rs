@@ -20,8 +20,8 @@ pub(super) fn encode(
     let dtype = source.tensors().get(index).map_or(DType::F32, |t| t.dtype);
     match storage {
         Storage::Exact(exact) => {
-            if let Some(node) = source.native_node(index, range.clone(), rows, cols)? {
-                return Ok(vec![node]);
+            if let Some(nodes) = source.native_nodes(index, range.clone(), rows, cols)? {
+                return Ok(nodes);
             }
             let mut bytes = Vec::new();
             source.read_elements(index, range, &mut bytes)?;

@@ -226,8 +226,13 @@ fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
             }
             _ => 16,
         };
+        let native = match storage {
+            Storage::Exact(_) => source.native_blocks(t)?,
+            Storage::Terms(_) => None,
+        };
+        let cut = native.unwrap_or_else(|| geometry.row_blocks(bits, recipe.unit_bytes, step).collect());
         for matrix in 0..geometry.count {
-            for rows in geometry.row_blocks(bits, recipe.unit_bytes, step) {
+            for rows in cut.iter().cloned() {
                 let element = |row: u64| (matrix * geometry.rows + row) * geometry.cols;
                 blocks.push(Block {
                     id: BlockId { tensor: t as u64, matrix, row_start: rows.start },

@@ -27,7 +27,7 @@ use wildmatch::WildMatch;
 ///     [[rule]]
 ///     match = "*"
 ///     min_rank = 2
-///     terms = [{ grouped = { bits = 3, group_cols = 64 } }, { low_rank = { rank = 8 } }]
+///     terms = [{ encoding = "grouped", bits = 3, group_cols = 64 }, { encoding = "low_rank", rank = 8 }]
 ///     "#,
 /// )?;
 /// assert_eq!(recipe.rules.len(), 2);
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn rejects_unknown_fields_and_terms_that_cannot_stand_together() {
         let unknown = "name = 'x'\n[[rule]]\nmatch = '*'\nbitz = 3\nstore = 'keep'";
-        let together = "name = 'x'\n[[rule]]\nmatch = '*'\nstore = 'keep'\nterms = [{ grouped = { bits = 4 } }]";
+        let together = "name = 'x'\n[[rule]]\nmatch = '*'\nstore = 'keep'\nterms = [{ encoding = 'grouped', bits = 4 }]";
         let none = "name = 'x'\n[[rule]]\nmatch = '*'\nterms = []";
         for text in [unknown, together, none] {
             assert!(Recipe::from_toml(text).is_err(), "{text}");

@@ -151,7 +151,11 @@ impl Source for DirectorySource {
         part.read_values(tensor, range, out)
     }
 
-    fn native_node(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<NodeData>> {
+    fn native_nodes(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<Vec<NodeData>>> {
+        Ok(None)
+    }
+
+    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
         Ok(None)
     }
 

@@ -99,12 +99,16 @@ impl Source for Gguf {
         }
     }
 
-    fn native_node(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<NodeData>> {
+    fn native_nodes(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<Vec<NodeData>>> {
         let (ty, bytes) = self.stored(index, range)?;
         if plain(ty).is_some() {
             return Ok(None);
         }
-        block_node(ty, rows, cols, &bytes).map(Some)
+        Ok(Some(vec![block_node(ty, rows, cols, &bytes)?]))
+    }
+
+    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
+        Ok(None)
     }
 
     fn attributes(&self) -> Result<Vec<AttributeFile>> {

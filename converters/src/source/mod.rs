@@ -1,12 +1,12 @@
 //! What a conversion reads: tensors by name, in whatever format they come.
 
-//mod cmf;
+mod cmf;
 mod directory;
 pub(crate) mod files;
 mod gguf;
 mod safetensors;
 
-//pub use cmf::CmfSource;
+pub use cmf::CmfSource;
 pub use directory::DirectorySource;
 pub use safetensors::SafetensorsFile;
 
@@ -76,12 +76,19 @@ pub trait Source: Send + Sync {
     /// As [`Source::read_elements`], and `Unsupported` for a type without real values.
     fn read_values(&self, index: usize, range: Range<u64>, out: &mut Vec<f32>) -> Result<()>;
 
-    /// Elements `range` as the node `[rows, cols]` that carries the source's own encoding exactly;
-    /// `None` when the elements are plain.
+    /// Elements `range`, `[rows, cols]`, as the nodes that carry the source's own encoding exactly, to
+    /// be summed; `None` when the elements are plain.
     ///
     /// # Errors
-    /// As [`Source::read_elements`].
-    fn native_node(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<NodeData>>;
+    /// As [`Source::read_elements`]; `Unsupported` for an encoding that rows alone cannot carry.
+    fn native_nodes(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<Vec<NodeData>>>;
+
+    /// The row blocks of each matrix that [`Source::native_nodes`] must be asked for; `None` when any
+    /// will do.
+    ///
+    /// # Errors
+    /// As [`Source::native_nodes`].
+    fn native_blocks(&self, index: usize) -> Result<Option<Vec<Range<u64>>>>;
 
     /// Files that travel with the model.
     ///
@@ -110,7 +117,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
         return Ok(Box::new(gguf::open(path)?));
     }
     if start.starts_with(&cmf_format::wire::MAGIC) {
-        //CMF
+        return Ok(Box::new(CmfSource::open(path)?));
     }
     if start.get(8) == Some(&b'{') {
         return Ok(Box::new(SafetensorsFile::open(path)?));

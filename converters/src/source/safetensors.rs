@@ -111,7 +111,11 @@ impl Source for SafetensorsFile {
         decode_elements(tensor.dtype, &bytes, out).map_err(|e| e.file(&self.path).tensor(&tensor.name))
     }
 
-    fn native_node(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<NodeData>> {
+    fn native_nodes(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<Vec<NodeData>>> {
+        Ok(None)
+    }
+
+    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
         Ok(None)
     }
 

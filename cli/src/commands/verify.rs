@@ -1,0 +1,110 @@
+//! `cmf verify`
+
+use crate::progress::Bar;
+use crate::{Answer, print, size, text};
+use cmf_loader::{Backend, ErrorKind, Model, OpenOptions, Verification, VerifyOptions};
+use serde::Serialize;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cmf verify model.cmf
+  cmf verify model.cmf --hashes-only --json
+Exit code 0: valid; 1: not valid, with every error found; 2: cannot be read.")]
+pub(crate) struct Args {
+    /// The .cmf; its shards are verified with it
+    file: PathBuf,
+    /// Check hashes and padding, but not every code and index
+    #[arg(long)]
+    hashes_only: bool,
+    /// Read the file by position instead of mapping it
+    #[arg(long)]
+    pread: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    errors: Vec<ErrorReport>,
+    errors_left_out: u64,
+    files: usize,
+    bytes: u64,
+    unknown_terms: u64,
+}
+
+#[derive(Serialize)]
+struct ErrorReport {
+    kind: &'static str,
+    message: String,
+    tensor: Option<String>,
+    segment: Option<u32>,
+    offset: Option<u64>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let backend = if args.pread { Backend::Pread } else { Backend::Mmap };
+    let found = match Model::open_with(&args.file, &OpenOptions { backend, ..OpenOptions::default() }) {
+        Ok(model) => {
+            let bar = Bar::new(args.quiet);
+            let options = VerifyOptions { values: !args.hashes_only, ..VerifyOptions::default() };
+            model.verify_with(&options, |done, total| bar.set("verifying", done, total))
+        }
+        // What cannot be opened because of its bytes is an answer, not a failure.
+        Err(error) if matches!(error.kind(), ErrorKind::Format(_)) => {
+            Verification { errors: vec![error], files: 1, ..Verification::default() }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let report = Report {
+        ok: found.is_ok(),
+        errors: found.errors.iter().map(error_report).collect(),
+        errors_left_out: found.errors_left_out,
+        files: found.files,
+        bytes: found.bytes,
+        unknown_terms: found.unknown_terms,
+    };
+    print(&match args.json {
+        true => text::json(&report)?,
+        false => show(args, &report),
+    })?;
+    Ok(if report.ok { Answer::Yes } else { Answer::No })
+}
+
+fn error_report(error: &cmf_loader::Error) -> ErrorReport {
+    let format = error.format_error();
+    ErrorReport {
+        kind: format.map_or("io", |e| e.kind().name()),
+        message: error.to_string(),
+        tensor: format.and_then(|e| e.tensor()).map(str::to_owned),
+        segment: format.and_then(cmf_format::Error::segment),
+        offset: format.and_then(cmf_format::Error::offset),
+    }
+}
+
+fn show(args: &Args, report: &Report) -> String {
+    let mut out = String::new();
+    for error in &report.errors {
+        out += &format!("{}\n", error.message);
+    }
+    if report.errors_left_out > 0 {
+        out += &format!("and {} more errors\n", report.errors_left_out);
+    }
+    if report.unknown_terms > 0 {
+        out += &format!("{} terms of unknown encodings: hashes checked, values not\n", report.unknown_terms);
+    }
+    let files = if report.files == 1 { "" } else { "s" };
+    match report.ok {
+        true => {
+            let what = if args.hashes_only { "every hash" } else { "every hash, rule and code" };
+            let size = size::show(report.bytes);
+            out + &format!("{}: valid: {what} of {size} in {} file{files}\n", args.file.display(), report.files)
+        }
+        false => out + &format!("{}: not valid\n", args.file.display()),
+    }
+}
