@@ -70,6 +70,7 @@ mod name;
 mod node;
 mod segment;
 mod source;
+pub mod transform;
 pub mod wire;
 pub mod write;
 
