@@ -12,6 +12,8 @@ pub mod low_rank;
 pub mod sparse;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Error, ErrorKind, Result};
 use core::ops::Range;

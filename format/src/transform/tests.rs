@@ -1,5 +1,4 @@
 use super::*;
-
 use crate::wire::NONE;
 use core::ops::Range;
 use proptest::prelude::*;
