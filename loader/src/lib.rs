@@ -16,8 +16,8 @@
 //!
 //! # What opening costs
 //!
-//! Opening reads the header and the directory and checks them whole. Payload is not touched: it
-//! is read when it is decoded, sliced or verified.
+//! Opening reads the header and the directory into memory and checks them whole. Payload is not
+//! touched: it is read when it is decoded, sliced or verified.
 //!
 //! # Files that change
 //!
@@ -25,9 +25,10 @@
 //! file must not be written to or cut while it is mapped**: another process that does so changes
 //! the values under the reader, and touching what was cut off ends the process with SIGBUS. What
 //! this crate does about it: writers of CMF write to a temporary file and rename it, which leaves a
-//! map whole; opening and verifying ask the system to bring pages in before they are touched, which
-//! turns a cut file into an error; every other access first asks for the file's length. What
-//! remains is the time between that question and the access. Where that is too little (a network
+//! map whole; the directory is a copy, which cannot change once it is checked; verifying asks the
+//! system to bring pages in before they are touched, which turns a cut file into an error; every
+//! other access first asks for the file's length. What remains is the time between that question
+//! and the access, and slices and open tensors that are kept. Where that is too little (a network
 //! file system, a directory that strangers write to) take [`Backend::Pread`], which reads into
 //! memory of its own and reports a cut file as an error always. [`Model::check_unchanged`] says
 //! whether a file was cut, written to or replaced since it was opened.

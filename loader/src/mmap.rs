@@ -18,11 +18,11 @@ impl Map {
         //   is read-only, and `Map` gives out shared slices alone.
         // - Other processes: no system can promise it. The caller of `Model::open` does, by the
         //   contract in the crate's documentation; `Backend::Pread` is there for who cannot.
-        // - Where the promise is broken: any byte is a valid `u8`, no reference with a validity
-        //   rule of its own points into the map (wire records are arrays of bytes), and every
-        //   access is bounds-checked against the map's length and not against mapped bytes, so
-        //   that safe code sees wrong values or an error. Pages that were cut off raise SIGBUS,
-        //   which `populate` and the length checks in source.rs make rare.
+        // - Where the promise is broken: header and directory are copies (source.rs), so that no
+        //   checked size or index changes. Payload is read as `u8`, of which every bit pattern is
+        //   valid, by code that takes no length or position from it without checking it. Pages
+        //   that were cut off raise SIGBUS, which `populate` and the length checks in source.rs
+        //   make rare.
         let map = unsafe { MmapOptions::new().len(bytes).map(file) }?;
         Ok(Self(map))
     }

@@ -14,11 +14,8 @@ use std::path::{Path, PathBuf};
 
 type FormatError = cmf_format::Error;
 
-/// What [`Backend::Pread`] reads at once when it opens a file: header and directory of a small
-/// model.
+/// What is read at once when a file is opened: header and directory of a small model.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
-/// Bytes of the header, all that has to be read before a file is mapped.
-const HEADER_BYTES: u64 = cmf_format::wire::HEADER_BYTES;
 /// Most bytes that [`Source::visit`] looks at in one go: a buffer that stays in the cache.
 const VISIT_BYTES: u64 = 256 * 1024;
 
@@ -36,18 +33,14 @@ pub struct FileSource {
     stamp: Stamp,
     /// Most bytes that are read into memory at once.
     limit_bytes: u64,
-    bytes: Bytes,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Map(Map),
-    /// Header and directory.
-    Head(Vec<u8>),
+    /// Header and directory, in memory of this process: what is checked once stays checked.
+    head: Vec<u8>,
+    /// The whole file, with [`Backend::Mmap`].
+    map: Option<Map>,
 }
 
 impl FileSource {
-    /// Maps `file`, or reads its header and directory; `path` is what it is called in errors.
+    /// Reads header and directory of `file`, and maps it; `path` is what it is called in errors.
     pub(crate) fn new(file: File, path: &Path, backend: Backend, limits: &Limits) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let metadata = file.metadata().map_err(io)?;
@@ -57,37 +50,27 @@ impl FileSource {
             return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem)));
         }
         let stamp = Stamp::of(&metadata);
-        let first = match backend {
-            Backend::Mmap => HEADER_BYTES,
-            Backend::Pread => FIRST_READ_BYTES,
-        };
-        let mut head = vec![0; first.min(stamp.bytes) as usize];
-        read_exact_at(&file, &mut head, 0).map_err(io)?;
-        let head_bytes = Archive::<FileSource>::head_bytes(&head, stamp.bytes, limits)
-            .map_err(|e| Error::format(path, e))?;
         let size = |bytes: u64| {
             usize::try_from(bytes).map_err(|_| {
                 let problem = format!("{bytes} bytes do not fit the address space");
                 Error::format(path, FormatError::new(ErrorKind::Limit, "file", problem))
             })
         };
-        let bytes = match backend {
-            Backend::Mmap => {
-                let map = Map::new(&file, size(stamp.bytes)?).map_err(io)?;
-                map.populate(0..size(head_bytes)?).map_err(io)?;
-                Bytes::Map(map)
-            }
-            Backend::Pread => {
-                let have = head.len().min(size(head_bytes)?);
-                head.resize(size(head_bytes)?, 0);
-                let rest = head.get_mut(have..).unwrap_or(&mut []);
-                read_exact_at(&file, rest, have as u64).map_err(io)?;
-                Bytes::Head(head)
-            }
+        let mut head = vec![0; size(FIRST_READ_BYTES.min(stamp.bytes))?];
+        read_exact_at(&file, &mut head, 0).map_err(io)?;
+        let head_bytes = Archive::<FileSource>::head_bytes(&head, stamp.bytes, limits)
+            .map_err(|e| Error::format(path, e))?;
+        let have = head.len().min(size(head_bytes)?);
+        head.resize(size(head_bytes)?, 0);
+        let rest = head.get_mut(have..).unwrap_or(&mut []);
+        read_exact_at(&file, rest, have as u64).map_err(io)?;
+        let map = match backend {
+            Backend::Mmap => Some(Map::new(&file, size(stamp.bytes)?).map_err(io)?),
+            Backend::Pread => None,
         };
         let limit_bytes = limits.decoded_segment_bytes;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, bytes })
+        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, head, map })
     }
 
     /// The path that it was opened by.
@@ -97,16 +80,16 @@ impl FileSource {
 
     /// Which backend reads it.
     pub fn backend(&self) -> Backend {
-        match self.bytes {
-            Bytes::Map(_) => Backend::Mmap,
-            Bytes::Head(_) => Backend::Pread,
+        match self.map {
+            Some(_) => Backend::Mmap,
+            None => Backend::Pread,
         }
     }
 
     /// Bytes `range`, borrowed from the map; `None` without a map.
     pub(crate) fn mapped(&self, range: Range<u64>) -> Option<&[u8]> {
-        let Bytes::Map(map) = &self.bytes else { return None };
-        map.bytes().get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+        let bytes = self.map.as_ref()?.bytes();
+        bytes.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
     }
 
     /// Fills `out` from `offset` on.
@@ -181,10 +164,7 @@ impl FileSource {
 
 impl Source for FileSource {
     fn head(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Map(map) => map.bytes(),
-            Bytes::Head(head) => head,
-        }
+        &self.head
     }
 
     fn file_bytes(&self) -> u64 {
@@ -219,7 +199,7 @@ impl Source for FileSource {
         let range = self.range(offset, bytes)?;
         let parts = range.clone().step_by(VISIT_BYTES as usize);
         let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(VISIT_BYTES)));
-        if let Bytes::Map(map) = &self.bytes {
+        if let Some(map) = &self.map {
             return parts.try_for_each(|part| {
                 let bytes = self.mapped(part.clone()).unwrap_or(&[]);
                 map.populate(part.start as usize..part.end as usize).map_err(|e| failed(part.start, e))?;

@@ -123,7 +123,7 @@ fn dense_type(node: &Node<'_, FileSource>) -> Option<DType> {
     if (record.encoding.get(), record.version.get()) != (dense::ID, dense::VERSION) {
         return None;
     }
-    with_shape(node, |shape| dense::Descriptor::parse(shape)).ok().map(|d| d.dtype)
+    with_shape(node, dense::Descriptor::parse).ok().map(|d| d.dtype)
 }
 
 /// Calls `parse` with what the directory says of `node`.
