@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::segment::{decompress_frame_with, decompressor};
 use core::ops::Range;
 use std::borrow::Cow;
+use std::sync::Mutex;
 use zstd::bulk::Decompressor;
 
 /// Id on disk.
@@ -28,6 +29,9 @@ pub const ID: u32 = 6;
 pub const NAME: &str = "lossless";
 /// Version written and read.
 pub const VERSION: u16 = 1;
+
+/// Most decompressed bytes that a view keeps between reads.
+const SPARE_BYTES: usize = 1 << 20;
 
 /// An opened node.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct View<'a> {
     rows_per_frame: usize,
     ends: Cow<'a, [u8]>,
     chunks: Cow<'a, [u8]>,
+    /// What the last read left behind: rows of the same frame need no second decompression.
+    spare: Mutex<Option<Workspace>>,
 }
 
 impl<'a> View<'a> {
@@ -53,6 +59,7 @@ impl<'a> View<'a> {
             rows_per_frame: extent("rows_per_frame", descriptor.rows_per_frame.into())?,
             ends: segment()?,
             chunks: segment()?,
+            spare: Mutex::new(None),
         })
     }
 
@@ -85,37 +92,35 @@ impl<'a> View<'a> {
         let element_bytes = self.dtype.bytes();
         check_rows(self.rows, self.cols.saturating_mul(element_bytes), &rows, out.len())?;
         let row_bytes = self.cols * element_bytes;
-        let mut planes = Planes::new(self)?;
-        self.each_frame(rows.clone(), |frame, covered| {
-            let range = (covered.start - rows.start) * row_bytes..(covered.end - rows.start) * row_bytes;
-            planes.decode(frame, covered, out.get_mut(range).unwrap_or(&mut []))
+        self.with_workspace(|workspace| {
+            self.each_frame(rows.clone(), |frame, covered| {
+                let range = (covered.start - rows.start) * row_bytes..(covered.end - rows.start) * row_bytes;
+                self.decode_frame(workspace, frame, covered, out.get_mut(range).unwrap_or(&mut []))
+            })
         })
     }
 
     pub(super) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let mut planes = Planes::new(self)?;
         let mut bytes = Vec::new();
-        self.each_frame(rows.clone(), |frame, covered| {
-            let range = (covered.start - rows.start) * self.cols..(covered.end - rows.start) * self.cols;
-            bytes.resize(range.len() * self.dtype.bytes(), 0);
-            planes.decode(frame, covered, &mut bytes)?;
-            self.dtype.decode(&bytes, out.get_mut(range).unwrap_or(&mut []))
+        self.with_workspace(|workspace| {
+            self.each_frame(rows.clone(), |frame, covered| {
+                let range = (covered.start - rows.start) * self.cols..(covered.end - rows.start) * self.cols;
+                bytes.resize(range.len() * self.dtype.bytes(), 0);
+                self.decode_frame(workspace, frame, covered, &mut bytes)?;
+                self.dtype.decode(&bytes, out.get_mut(range).unwrap_or(&mut []))
+            })
         })
     }
 
     pub(super) fn verify(&self) -> Result<()> {
-        let mut planes = Planes::new(self)?;
         if self.rows == 0 || self.cols == 0 {
             return match self.chunks.len() {
                 0 => Ok(()),
                 found => Err(value("chunks", format!("expected no bytes, found {found}"))),
             };
         }
-        self.each_frame(0..self.rows, |frame, _| {
-            for plane in 0..self.dtype.bytes() {
-                planes.load(frame, plane)?;
-            }
-            Ok(())
+        self.with_workspace(|workspace| {
+            self.each_frame(0..self.rows, |frame, _| self.load(workspace, frame).map(drop))
         })
     }
 
@@ -156,57 +161,86 @@ impl<'a> View<'a> {
         }
         Ok(self.chunks.get(start as usize..end as usize).unwrap_or(&[]))
     }
-}
 
-/// Decoded planes of one frame, in buffers that serve all frames.
-struct Planes<'v, 'a> {
-    view: &'v View<'a>,
-    decompressor: Decompressor<'static>,
-    buffers: Vec<Vec<u8>>,
-}
-
-impl<'v, 'a> Planes<'v, 'a> {
-    fn new(view: &'v View<'a>) -> Result<Self> {
-        let buffers = vec![Vec::new(); view.dtype.bytes()];
-        Ok(Self { view, decompressor: decompressor()?, buffers })
+    /// Runs `read` with the spare workspace, or with a new one while another thread has it.
+    fn with_workspace(&self, read: impl FnOnce(&mut Workspace) -> Result<()>) -> Result<()> {
+        let spare = self.spare.lock().ok().and_then(|mut spare| spare.take());
+        let mut workspace = match spare {
+            Some(workspace) => workspace,
+            None => Workspace::new(self.dtype.bytes())?,
+        };
+        let result = read(&mut workspace);
+        let held_bytes: usize = workspace.planes.iter().map(Vec::len).sum();
+        if held_bytes <= SPARE_BYTES
+            && let Ok(mut spare) = self.spare.lock()
+        {
+            *spare = Some(workspace);
+        }
+        result
     }
 
-    /// Decodes a plane of a frame into its buffer; `None` says that it is stored raw, as returned.
-    fn load(&mut self, frame: usize, plane: usize) -> Result<Option<&'v [u8]>> {
-        let elements = self.view.frame_rows(frame).len() * self.view.cols;
-        let chunk = self.view.chunk(frame, plane)?;
-        if chunk.len() == elements {
-            return Ok(Some(chunk));
+    /// Decompresses the planes of a frame; those that are stored raw are returned.
+    fn load(&self, workspace: &mut Workspace, frame: usize) -> Result<[Option<&[u8]>; 8]> {
+        let elements = self.frame_rows(frame).len() * self.cols;
+        let loaded = workspace.frame.take() == Some(frame);
+        let mut raw = [None; 8];
+        for (plane, (raw, buffer)) in raw.iter_mut().zip(&mut workspace.planes).enumerate() {
+            let chunk = self.chunk(frame, plane)?;
+            if chunk.len() > elements {
+                return Err(Error::expected(
+                    ErrorKind::Value,
+                    "chunks",
+                    format_args!("frame {frame}, plane {plane} in at most {elements} bytes"),
+                    chunk.len(),
+                ));
+            }
+            if chunk.len() == elements {
+                *raw = Some(chunk);
+            } else if !loaded {
+                buffer.resize(elements, 0);
+                decompress_frame_with(&mut workspace.decompressor, chunk, buffer)
+                    .map_err(|e| e.within(format_args!("chunks: frame {frame}, plane {plane}")))?;
+            }
         }
-        if chunk.len() > elements {
-            return Err(Error::expected(
-                ErrorKind::Value,
-                "chunks",
-                format_args!("frame {frame}, plane {plane} in at most {elements} bytes"),
-                chunk.len(),
-            ));
-        }
-        if let Some(buffer) = self.buffers.get_mut(plane) {
-            buffer.resize(elements, 0);
-            decompress_frame_with(&mut self.decompressor, chunk, buffer)
-                .map_err(|e| e.within(format_args!("chunks: frame {frame}, plane {plane}")))?;
-        }
-        Ok(None)
+        workspace.frame = Some(frame);
+        Ok(raw)
     }
 
     /// Puts the elements of rows `rows` of a frame together.
-    fn decode(&mut self, frame: usize, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let first = self.view.frame_rows(frame).start;
-        let range = (rows.start - first) * self.view.cols..(rows.end - first) * self.view.cols;
-        let mut raw = [None; 8];
-        for (plane, raw) in raw.iter_mut().enumerate().take(self.view.dtype.bytes()) {
-            *raw = self.load(frame, plane)?;
-        }
+    fn decode_frame(
+        &self,
+        workspace: &mut Workspace,
+        frame: usize,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let first = self.frame_rows(frame).start;
+        let range = (rows.start - first) * self.cols..(rows.end - first) * self.cols;
+        let raw = self.load(workspace, frame)?;
         let mut sources = [[].as_slice(); 8];
-        for ((source, raw), buffer) in sources.iter_mut().zip(raw).zip(&self.buffers) {
+        for ((source, raw), buffer) in sources.iter_mut().zip(raw).zip(&workspace.planes) {
             *source = raw.unwrap_or(buffer).get(range.clone()).unwrap_or(&[]);
         }
-        planes::merge(self.view.dtype.bytes(), &sources, out);
+        planes::merge(self.dtype.bytes(), &sources, out);
         Ok(())
+    }
+}
+
+/// A decompressor and the decompressed planes of one frame.
+struct Workspace {
+    decompressor: Decompressor<'static>,
+    planes: Vec<Vec<u8>>,
+    frame: Option<usize>,
+}
+
+impl Workspace {
+    fn new(planes: usize) -> Result<Self> {
+        Ok(Self { decompressor: decompressor()?, planes: vec![Vec::new(); planes], frame: None })
+    }
+}
+
+impl core::fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Workspace").field("frame", &self.frame).finish_non_exhaustive()
     }
 }
