@@ -2,7 +2,7 @@
 //!
 //! An encoding is a module with `ID`, `NAME`, `VERSION`, a `Descriptor` that parses from a
 //! [`Shape`], a `View` that decodes, and `pack` functions that build [`crate::NodeData`]. The table
-//! at [`encodings!`] is the only place that lists them.
+//! at `encodings!` is the only place that lists them.
 
 pub mod codebook;
 pub mod dense;
