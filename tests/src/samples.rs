@@ -1,7 +1,7 @@
 //! Small real archives that hold every encoding, level, sharing and record: what the mutation test
 //! damages and what the fuzz seeds are made of.
 
-use cmf_format::encoding::{dense, grouped, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sparse};
 use cmf_format::write::{
     Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry,
 };
@@ -68,6 +68,9 @@ pub fn all() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("dense", dense_types()?),
         ("grouped", grouped_maps()?),
         ("sparse", sparse_layouts()?),
+        ("low_rank", low_rank_factors()?),
+        ("codebook", codebooks()?),
+        ("lossless", lossless_types()?),
         ("levels", levels()?),
         ("records", records()?),
         ("transforms", transforms()?),
@@ -180,6 +183,76 @@ pub fn sparse_layouts() -> Result<ArchiveBuilder> {
         *offsets = SegmentData::compressed(bytes, 3)?;
     }
     builder.tensor(node_tensor("zstd", packed));
+    Ok(builder)
+}
+
+/// Dense, grouped and sparse factors of `low_rank`.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn low_rank_factors() -> Result<ArchiveBuilder> {
+    use sparse::{Block, Op, Positions};
+    let mut builder = ArchiveBuilder::new(SMALL);
+    builder.tensor(node_tensor(
+        "dense",
+        low_rank::pack(dense_node(DType::F16, 2, 5)?, dense_node(DType::BF16, 2, 7)?)?,
+    ));
+    builder.tensor(node_tensor("grouped", low_rank::pack(grouped_node(3, 5)?, grouped_node(3, 7)?)?));
+    let positions = Positions::from_mask(2, 7, Block::ONE, |row, col| row == col)?;
+    let b = sparse::pack_csr(Op::Add, 2, 7, &positions, dense_node(DType::F32, 2, 1)?)?;
+    builder.tensor(node_tensor("sparse", low_rank::pack(dense_node(DType::F32, 2, 5)?, b)?));
+    Ok(builder)
+}
+
+/// Additive codebooks, vectors that pass the edges, scales, and codebooks that two nodes share.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn codebooks() -> Result<ArchiveBuilder> {
+    let mut builder = ArchiveBuilder::new(SMALL);
+    let shared = Arc::new(dense_node(DType::F16, 8, 6)?);
+    let descriptor = codebook::Descriptor {
+        codebooks: 2,
+        bits: 2,
+        has_scale: true,
+        vector_rows: 2,
+        vector_cols: 3,
+        scale_cols: 6,
+    };
+    let codes: Vec<u16> = codes(2, 3 * 4 * 2).into_iter().map(u16::from).collect();
+    let scale = Arc::new(dense_node(DType::F16, 3, 2)?);
+    let scaled = codebook::pack(&descriptor, 5, 11, &codes, shared.clone(), Some(scale))?;
+    builder.tensor(node_tensor("scaled", scaled));
+    let plain = codebook::Descriptor { has_scale: false, scale_cols: 0, ..descriptor };
+    builder.tensor(node_tensor("plain", codebook::pack(&plain, 6, 12, &codes, shared, None)?));
+    Ok(builder)
+}
+
+/// Planes of all widths, compressed and raw, in one frame and in several.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn lossless_types() -> Result<ArchiveBuilder> {
+    let mut builder = ArchiveBuilder::new(SMALL);
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16, DType::I8] {
+        let bytes: Vec<u8> = (0..120 * dtype.bytes()).map(|i| (i * i % 7) as u8).collect();
+        let node = lossless::pack(dtype, 4, 30, &bytes)?;
+        builder.tensor(tensor(dtype.name(), dtype, &[4, 30], vec![MatrixEntry::from_node(node)]));
+    }
+    // As many frames as rows: the frames of single rows, end to end.
+    let (mut ends, mut chunks) = (Vec::new(), Vec::<u8>::new());
+    for row in 0..3u8 {
+        let part = lossless::pack(DType::BF16, 1, 40, &[0x3F, 0x80 | row].repeat(40))?;
+        let segment = |i: usize| part.segments.get(i).and_then(SegmentData::bytes).unwrap_or(&[]);
+        let base = chunks.len() as u64;
+        ends.extend(segment(0).as_chunks::<8>().0.iter().flat_map(|e| (base + u64::from_le_bytes(*e)).to_le_bytes()));
+        chunks.extend_from_slice(segment(1));
+    }
+    let descriptor = [&[4, 0, 0, 0, 1, 0, 0, 0], (chunks.len() as u64).to_le_bytes().as_slice()].concat();
+    let segments = vec![ends.into(), chunks.into()];
+    let none = Vec::<NodeData>::new();
+    let node = NodeData::new(lossless::ID, lossless::VERSION, 3, 40, descriptor, segments, none)?;
+    builder.tensor(tensor("frames", DType::BF16, &[3, 40], vec![MatrixEntry::from_node(node)]));
     Ok(builder)
 }
 

@@ -25,5 +25,16 @@ pub fn all() -> Result<Vec<(&'static str, Seeds)>, Box<dyn Error>> {
     ] {
         open.push((name.to_owned(), [&[0], head].concat()));
     }
-    Ok(vec![("open", open), ("decode", repaired(3))])
+    Ok(vec![
+        ("open", open),
+        ("decode", repaired(3)),
+        ("differential", patterns(12)),
+        ("write_then_read", patterns(8)),
+    ])
+}
+
+/// Inputs for targets that build from them: bytes that differ from place to place.
+fn patterns(count: u32) -> Seeds {
+    let byte = |seed: u32, i: u32| (seed.wrapping_mul(0x9E37_79B9) ^ i.wrapping_mul(0x85EB_CA6B)).rotate_left(i % 31) as u8;
+    (0..count).map(|seed| (format!("pattern-{seed}"), (0..40 + seed * 24).map(|i| byte(seed, i)).collect())).collect()
 }

@@ -1,10 +1,14 @@
 //! The bodies of the fuzz targets: functions of arbitrary bytes that panic when a law is broken.
 
 mod decode;
+mod differential;
 mod open;
+mod write_then_read;
 
 pub use decode::decode;
+pub use differential::{compare, differential};
 pub use open::open;
+pub use write_then_read::write_then_read;
 
 use crate::repair;
 use cmf_format::Limits;
@@ -13,7 +17,12 @@ use cmf_format::Limits;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const ALL: &[Target] = &[("open", open), ("decode", decode)];
+pub const ALL: &[Target] = &[
+    ("open", open),
+    ("decode", decode),
+    ("differential", differential),
+    ("write_then_read", write_then_read),
+];
 
 /// Limits under which no input may make a reader allocate much more than its own length.
 pub fn limits() -> Limits {

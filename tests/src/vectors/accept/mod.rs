@@ -1,0 +1,24 @@
+//! Files that must be read.
+
+mod codebook;
+mod container;
+mod dense;
+mod grouped;
+mod lossless;
+mod low_rank;
+mod sparse;
+mod unknown;
+
+use super::case::Files;
+use cmf_format::Result;
+
+pub(super) fn add(files: &mut Files) -> Result<()> {
+    dense::add(files)?;
+    grouped::add(files)?;
+    sparse::add(files)?;
+    low_rank::add(files)?;
+    codebook::add(files)?;
+    lossless::add(files)?;
+    container::add(files)?;
+    unknown::add(files)
+}
