@@ -5,6 +5,7 @@
 
 pub mod generate;
 pub mod naive;
+pub mod places;
 pub mod repair;
 pub mod samples;
 pub mod seeds;
