@@ -123,6 +123,51 @@ fn levels_add_up() -> Outcome {
 }
 
 #[test]
+fn transforms_wrap_the_sum_and_rows_read_alone() -> Outcome {
+    use cmf_format::transform::{Side, Transform};
+    use cmf_format::write::TransformEntry;
+    let (rows, cols) = (12u64, 20u64);
+    let values = numbers((rows * cols) as usize);
+    let factors: Vec<f32> = (0..cols).map(|i| 1.0 + i as f32 / 8.0).collect();
+    let order: Vec<u32> = (0..rows as u32).map(|i| (i * 5) % 12).collect();
+    let mut matrix = MatrixEntry::from_node(dense::pack_values(DType::F32, rows, cols, &values)?);
+    let scale = dense::pack_values(DType::F32, 1, cols, &factors)?;
+    matrix.input_transforms =
+        vec![TransformEntry::Scale(scale.into()), TransformEntry::SignHadamard { block: 4, seed: 7 }];
+    let indices: Vec<u8> = order.iter().flat_map(|i| i.to_le_bytes()).collect();
+    matrix.output_transforms =
+        vec![TransformEntry::SignHadamard { block: 4, seed: 9 }, TransformEntry::Permute(indices.into())];
+    let mut builder = ArchiveBuilder::default();
+    builder.tensor(tensor("w", &[rows, cols], vec![matrix]));
+    let bytes = builder.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    archive.verify()?;
+    let Some(w) = archive.tensor("w") else { panic!("w is missing") };
+    let mut whole = vec![0.0; (rows * cols) as usize];
+    let view = TensorView::open(&w, 0)?;
+    assert!(!view.is_exact());
+    view.decode_rows(0..rows as usize, &mut whole)?;
+    for row in 0..rows as usize {
+        let mut alone = vec![0.0; cols as usize];
+        TensorView::open_rows(&w, 0, row as u64..row as u64 + 1)?.decode_rows(row..row + 1, &mut alone)?;
+        assert_eq!(alone, whole[row * cols as usize..][..cols as usize], "row {row}");
+    }
+    // The same product by acting on an activation.
+    let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
+    let mut inner = x.clone();
+    Transform::scale(factors).apply(Side::Input, &mut inner)?;
+    Transform::sign_hadamard(cols as usize, 4, 7)?.apply(Side::Input, &mut inner)?;
+    let dot = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f32>();
+    let mut y: Vec<f32> = values.chunks(cols as usize).map(|row| dot(row, &inner)).collect();
+    Transform::sign_hadamard(rows as usize, 4, 9)?.apply(Side::Output, &mut y)?;
+    Transform::permute(order)?.apply(Side::Output, &mut y)?;
+    for (row, y) in whole.chunks(cols as usize).zip(y) {
+        assert!((dot(row, &x) - y).abs() <= 1e-3 * y.abs().max(100.0), "{} {y}", dot(row, &x));
+    }
+    Ok(())
+}
+
+#[test]
 fn order_of_adding_does_not_matter() -> Outcome {
     let mut builder = ArchiveBuilder::default();
     builder.tensor(dense_tensor("a", 3, 4)?).tensor(dense_tensor("b", 5, 6)?);

@@ -5,6 +5,7 @@ use crate::DType;
 use crate::encoding::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::Source;
+use crate::transform::{self, Transform};
 use core::ops::Range;
 
 /// A matrix with its terms opened up to a level.
@@ -16,6 +17,8 @@ pub struct MatrixView<'a> {
     opened: Range<usize>,
     terms: Vec<Placed<'a>>,
     left_out: Vec<u32>,
+    input_transforms: Vec<Transform>,
+    output_transforms: Vec<Transform>,
 }
 
 #[derive(Debug)]
@@ -58,21 +61,21 @@ impl<'a> MatrixView<'a> {
                 .map_err(|_| Error::new(ErrorKind::Limit, "matrix", format!("extent {n} is too large")))
         };
         let (mut terms, mut left_out) = (Vec::new(), Vec::new());
-        let (inputs, outputs) = matrix.transforms();
-        if let Some(transform) = inputs.first().or(outputs.first()) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "transform",
-                format!("kind {}", transform.kind.get()),
-            ));
-        }
         if rows.start > rows.end || rows.end > matrix.rows() {
             return Err(Error::new(ErrorKind::Argument, "rows", format!("{rows:?} of {}", matrix.rows())));
         }
+        let (inputs, outputs) = matrix.transforms();
+        let load = |records: Vec<_>| {
+            let transforms = records.into_iter().map(|r| super::transforms::load(matrix.archive(), r));
+            transforms.collect::<Result<Vec<_>>>()
+        };
+        let (input_transforms, output_transforms) = (load(inputs)?, load(outputs)?);
+        // A row of the product may need any row of the sum.
+        let needed = if output_transforms.is_empty() { rows.clone() } else { 0..matrix.rows() };
         let touches = |term: &Term<'a, S>| {
             let start = term.record().row_start.get();
             let end = start.saturating_add(term.node().map_or(0, |node| node.record().rows.get()));
-            term.level() <= level && start.max(rows.start) < end.min(rows.end)
+            term.level() <= level && start.max(needed.start) < end.min(needed.end)
         };
         for node in matrix.terms().filter(|t| t.is_known() && touches(t)).filter_map(|t| t.node()) {
             *decompressed_bytes = decompressed_bytes.saturating_add(node.compressed_bytes());
@@ -99,6 +102,8 @@ impl<'a> MatrixView<'a> {
             opened: extent(rows.start)?..extent(rows.end)?,
             terms,
             left_out,
+            input_transforms,
+            output_transforms,
         })
     }
 
@@ -137,6 +142,14 @@ impl<'a> MatrixView<'a> {
                 format!("{rows:?} of [{}, {}] into {} values", self.rows, self.cols, out.len()),
             ));
         }
+        transform::left_multiply(&self.output_transforms, rows, self.cols, out, &mut |rows, out| {
+            self.sum_rows(rows, out)?;
+            transform::right_multiply(&self.input_transforms, self.cols, out)
+        })
+    }
+
+    /// Rows of the sum of terms, before transforms.
+    fn sum_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         // -0.0 is the identity of IEEE addition: a single term keeps its negative zeros.
         out.fill(-0.0);
         let mut scratch = Vec::new();
@@ -295,10 +308,14 @@ impl<'a> TensorView<'a> {
 /// Whether each opened row of `matrix` is whole in exactly one dense or lossless term of type
 /// `dtype`.
 fn is_exact(matrix: &MatrixView<'_>, dtype: DType) -> bool {
+    if !(matrix.input_transforms.is_empty() && matrix.output_transforms.is_empty()) {
+        return false;
+    }
     let mut next_row = matrix.terms.first().map_or(0, |t| t.row).min(matrix.opened.start);
     for term in &matrix.terms {
         let stored = match &term.view {
             View::Dense(view) => view.dtype(),
+            View::Lossless(view) => view.dtype(),
             _ => return false,
         };
         if stored != dtype || term.row != next_row || term.col != 0 || term.view.cols() != matrix.cols {
@@ -325,6 +342,7 @@ fn exact_rows(matrix: &MatrixView<'_>, rows: Range<usize>, row_bytes: usize, out
                     view.bytes().get(inside.start * row_bytes..inside.end * row_bytes).unwrap_or(&[]),
                 );
             }
+            View::Lossless(view) => view.decode_bytes(inside, out)?,
             _ => {}
         }
     }

@@ -1,6 +1,9 @@
-//! Transform records: their rules (spec: transforms).
+//! Transform records: their rules, and the transforms that they stand for (spec: transforms).
 
+use super::Archive;
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::Source;
+use crate::transform::Transform;
 use crate::wire::{TRANSFORM_PERMUTE, TRANSFORM_SCALE, TRANSFORM_SIGN_HADAMARD, TransformRecord};
 
 /// Checks a record against the decoded length of its segment and the shape of its node. A kind or
@@ -41,4 +44,40 @@ pub(super) fn check(
         return bad("seed", "expected 0".into());
     }
     Ok(())
+}
+
+/// The transform that a record stands for, with its factors, signs or indices.
+pub(super) fn load<S: Source>(archive: &Archive<S>, record: &TransformRecord) -> Result<Transform> {
+    let kind = record.kind.get();
+    let unknown = |what: String| Error::new(ErrorKind::Unsupported, "transform", what);
+    if record.flags.get() & 0xFFFF != 0 {
+        return Err(unknown(format!("flags {:#x} are unknown to this reader", record.flags.get())));
+    }
+    let size = usize::try_from(record.size.get()).map_err(|_| {
+        Error::new(ErrorKind::Limit, "transform", format!("size {} is too large", record.size.get()))
+    })?;
+    let segment = match archive.segment(record.segment.get()) {
+        Some(segment) => Some(segment.decoded()?),
+        None => None,
+    };
+    let transform = match (kind, segment) {
+        (TRANSFORM_SCALE, _) => {
+            // A node of this length may take no bytes at all.
+            archive.limits().check_decoded_tensor(record.size.get().saturating_mul(4))?;
+            let mut factors = vec![0.0; size];
+            if let Some(node) = archive.node(record.node.get()) {
+                node.view()?.decode_rows(0..1, &mut factors)?;
+            }
+            Ok(Transform::scale(factors))
+        }
+        (TRANSFORM_SIGN_HADAMARD, Some(signs)) => {
+            Transform::stored_sign_hadamard(size, record.block.get(), &signs)
+        }
+        (TRANSFORM_SIGN_HADAMARD, None) => {
+            Transform::sign_hadamard(size, record.block.get(), record.seed.get())
+        }
+        (TRANSFORM_PERMUTE, Some(indices)) => Transform::permute_bytes(&indices),
+        _ => Err(unknown(format!("kind {kind} is unknown to this reader"))),
+    };
+    transform.map_err(|e| e.within("transform"))
 }
