@@ -56,7 +56,7 @@ pub struct Verification {
 impl Verification {
     /// Whether nothing was found wrong.
     pub fn is_ok(&self) -> bool {
-        self.errors.is_empty()
+        self.errors.is_empty() && self.errors_left_out == 0
     }
 }
 
@@ -123,11 +123,14 @@ impl Model {
         segment.verify_range(range).map_err(|e| self.source().error(e))
     }
 
-    /// Checks all segments and the padding before them; gives the segments that are damaged.
+    /// Checks all segments and the padding before them; gives the segments that are damaged: why
+    /// their values are what they are is no further question.
     fn verify_hashes(&self, file: usize, found: &Found, advance: &(impl Fn(u64) + Sync)) -> BTreeSet<u32> {
         let damaged = Mutex::new(BTreeSet::new());
         let add = |phase, segment: &Segment<'_, FileSource>, group: u64, error| {
-            lock(&damaged).insert(segment.index());
+            if phase == Phase::Hashes {
+                lock(&damaged).insert(segment.index());
+            }
             found.add((file, phase, segment.index().into(), group), self.source().error(error));
         };
         let head_end = HEADER_BYTES.saturating_add(self.archive().header().directory_bytes.get());
