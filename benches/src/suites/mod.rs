@@ -1,0 +1,13 @@
+//! The tables.
+
+mod convert;
+mod decode;
+mod open;
+mod verify;
+
+use crate::row::Suite;
+
+/// All tables in the order in which they are printed.
+pub(crate) fn all() -> Vec<Suite> {
+    vec![open::suite(), decode::suite(), convert::encoders(), convert::pipeline(), verify::suite()]
+}

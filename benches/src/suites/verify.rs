@@ -1,0 +1,77 @@
+//! Verification of whole files.
+
+use crate::clock::Time;
+use crate::files::{Model as Files, matrices};
+use crate::row::{Bench, Goal, Outcome, Row, Suite};
+use anyhow::{Result, ensure};
+use cmf_converters::convert::{ConvertOptions, convert};
+use cmf_converters::recipe::Recipe;
+use cmf_converters::source;
+use cmf_loader::{Backend, Model, OpenOptions, VerifyOptions};
+use std::hint::black_box;
+
+/// What a row verifies.
+#[derive(Clone, Copy)]
+struct Case {
+    recipe: &'static str,
+    /// Codes, indices and frames, besides hashes.
+    values: bool,
+    backend: Backend,
+    threads: usize,
+}
+
+pub(crate) fn suite() -> Suite {
+    let one = Case { recipe: "keep", values: true, backend: Backend::Mmap, threads: 1 };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cases = [
+        ("hashes", Case { values: false, ..one }),
+        ("keep", one),
+        ("keep-pread", Case { backend: Backend::Pread, ..one }),
+        ("keep-all-threads", Case { threads, ..one }),
+        ("q4", Case { recipe: "q4", ..one }),
+        ("q3", Case { recipe: "q3", ..one }),
+        ("q4-sparse", Case { recipe: "q4-sparse", ..one }),
+        ("lossless-hashes", Case { recipe: "lossless", values: false, ..one }),
+        ("lossless", Case { recipe: "lossless", ..one }),
+    ];
+    let row = |(name, case): (&str, Case)| {
+        Row::new(format!("verify/{name}"), [Goal::Ratio(0.8)], move |bench| verify(bench, case))
+    };
+    Suite {
+        title: "verify: an open, warm file, one thread unless it says otherwise; peer: BLAKE3 of the same bytes in memory",
+        rows: cases.into_iter().map(row).collect(),
+    }
+}
+
+fn verify(bench: &Bench<'_>, case: Case) -> Result<Outcome> {
+    let folder = tempfile::tempdir()?;
+    let (input, path) = (folder.path().join("in.safetensors"), folder.path().join("model.cmf"));
+    std::fs::write(&input, Files::weights(matrices(8, 512, 4096)).safetensors()?)?;
+    let options = ConvertOptions { force: true, ..ConvertOptions::new(Recipe::load(case.recipe)?) };
+    convert(source::open(&input)?.as_ref(), &path, &options, &|_| {})?;
+    let bytes = std::fs::read(&path)?;
+    let model = Model::open_with(&path, &OpenOptions { backend: case.backend, ..OpenOptions::default() })?;
+    let options = VerifyOptions { values: case.values, ..VerifyOptions::default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build()?;
+    let time = if case.threads == 1 { Time::Cpu } else { Time::Wall };
+    let outcome = bench.compare(
+        time,
+        bytes.len() as u64,
+        &mut || {
+            let found = pool.install(|| model.verify_with(&options, |_, _| {}));
+            ensure!(found.is_ok(), "found damage: {:?}", found.errors);
+            Ok(())
+        },
+        (
+            "blake3",
+            &mut || {
+                match case.threads {
+                    1 => black_box(blake3::hash(&bytes)),
+                    _ => black_box(pool.install(|| blake3::Hasher::new().update_rayon(&bytes).finalize())),
+                };
+                Ok(())
+            },
+        ),
+    )?;
+    Ok(outcome.note(format!("{:.1} MB", bytes.len() as f64 / 1e6)))
+}
