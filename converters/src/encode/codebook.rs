@@ -13,8 +13,8 @@ use cmf_format::encoding::codebook as format;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Most vectors that codebooks are trained on.
-const MAX_SAMPLES: usize = 1 << 18;
+/// Most pairs of a training vector and an entry.
+const MAX_PAIRS: usize = 1 << 28;
 /// Most elements of a vector that is trained.
 const MAX_VECTOR: usize = 64;
 /// Vectors that one thread takes at a time.
@@ -41,7 +41,8 @@ struct Shape {
 
 impl Shape {
     fn new(params: &CodebookParams) -> Result<Self> {
-        let CodebookParams { bits, codebooks, vector_rows, vector_cols, scaled, scale_cols, beam, .. } = *params;
+        let CodebookParams { bits, codebooks, vector_rows, vector_cols, scaled, scale_cols, beam, .. } =
+            *params;
         let bad = |what: &str, expected: &str| Err(Error::bad_argument(what).expected(expected));
         if !(1..=format::MAX_CODE_BITS).contains(&bits) || codebooks == 0 {
             return bad("bits", "codes of 1 to 16 bits and 1 or more codebooks");
@@ -70,16 +71,14 @@ impl Shape {
 /// `BadArgument` for parameters out of range or nothing to train on.
 pub fn codebooks(matrices: &[Matrix<'_>], params: &CodebookParams) -> Result<Codebooks> {
     let shape = Shape::new(params)?;
-    let layouts: Vec<Vectors<'_>> = matrices
-        .iter()
-        .map(|matrix| Vectors::new(*matrix, shape, params))
-        .collect::<Result<_>>()?;
+    let layouts: Vec<Vectors<'_>> =
+        matrices.iter().map(|matrix| Vectors::new(*matrix, shape, params)).collect::<Result<_>>()?;
     let total: usize = layouts.iter().map(Vectors::count).sum();
     if total == 0 {
         return Err(Error::bad_argument("matrix").expected("elements to train codebooks on"));
     }
     let wanted = (params.samples_per_entry.max(1) as usize) << shape.bits;
-    let count = wanted.min(MAX_SAMPLES).min(total);
+    let count = wanted.min(MAX_PAIRS >> shape.bits).min(total);
     let mut random = SplitMix64::new(params.seed);
     let mut samples = Samples {
         dim: shape.dim(),
@@ -111,7 +110,8 @@ pub fn codebooks(matrices: &[Matrix<'_>], params: &CodebookParams) -> Result<Cod
         seed: random.next(),
     };
     let (books, _) = train(&samples, &training);
-    let Stored { node, values } = params.entries.pack("codebook entry", &books.values, books.books * entries, books.dim)?;
+    let Stored { node, values } =
+        params.entries.pack("codebook entry", &books.values, books.books * entries, books.dim)?;
     Ok(Codebooks { node: node.into(), books: Books { values, ..books }, shape })
 }
 
@@ -127,7 +127,11 @@ pub fn codebook(matrix: &Matrix<'_>, params: &CodebookParams) -> Result<NodeData
 ///
 /// # Errors
 /// `BadArgument` for codebooks of another shape than the parameters ask for.
-pub fn codebook_with(matrix: &Matrix<'_>, params: &CodebookParams, codebooks: &Codebooks) -> Result<NodeData> {
+pub fn codebook_with(
+    matrix: &Matrix<'_>,
+    params: &CodebookParams,
+    codebooks: &Codebooks,
+) -> Result<NodeData> {
     let shape = Shape::new(params)?;
     if shape != codebooks.shape {
         return Err(Error::bad_argument("codebooks")
@@ -227,7 +231,11 @@ impl Layout<'_> {
         }
         let fitted = sums.iter().zip(present);
         fitted
-            .map(|((shared, own), present)| if *own > 0.0 && *shared > 0.0 { (shared / own) as f32 } else { *present })
+            .map(
+                |((shared, own), present)| {
+                    if *own > 0.0 && *shared > 0.0 { (shared / own) as f32 } else { *present }
+                },
+            )
             .collect()
     }
 }

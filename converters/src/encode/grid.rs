@@ -141,10 +141,8 @@ impl Extremes {
     pub(super) fn groups(&self) -> impl Iterator<Item = (f32, f32)> {
         let entries = self.group_cols / self.entry_cols;
         let least = self.least.chunks(entries).map(|v| v.iter().copied().fold(f32::INFINITY, f32::min));
-        let greatest = self
-            .greatest
-            .chunks(entries)
-            .map(|v| v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let greatest =
+            self.greatest.chunks(entries).map(|v| v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         least.zip(greatest)
     }
 }

@@ -167,20 +167,16 @@ impl Encoder<'_> {
         if all.is_empty() {
             return all;
         }
-        all.par_chunks_mut(grid.across)
-            .with_min_len(self.bands_a_task())
-            .enumerate()
-            .for_each_init(
-                || Extremes::new(grid),
-                |ends, (i, fits)| {
-                    ends.reset();
-                    grid.band(i)
-                        .for_each(|row| ends.add(&self.matrix.values()[row * grid.cols..][..grid.cols]));
-                    for (fit, (least, greatest)) in fits.iter_mut().zip(ends.groups()) {
-                        *fit = self.rule.from_extremes(least, greatest);
-                    }
-                },
-            );
+        all.par_chunks_mut(grid.across).with_min_len(self.bands_a_task()).enumerate().for_each_init(
+            || Extremes::new(grid),
+            |ends, (i, fits)| {
+                ends.reset();
+                grid.band(i).for_each(|row| ends.add(&self.matrix.values()[row * grid.cols..][..grid.cols]));
+                for (fit, (least, greatest)) in fits.iter_mut().zip(ends.groups()) {
+                    *fit = self.rule.from_extremes(least, greatest);
+                }
+            },
+        );
         all
     }
 

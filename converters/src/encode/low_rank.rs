@@ -11,10 +11,8 @@ use faer::Mat;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-/// Columns of the sketch beyond the rank (Halko, Martinsson & Tropp 2011 suggest 5 to 10).
-const OVERSAMPLE: usize = 8;
-/// Sides up to this long are decomposed whole.
-const SMALL: usize = 64;
+/// Matrices of up to this many elements are decomposed whole.
+const WHOLE_ELEMENTS: usize = 1 << 20;
 /// Seed of the sketch.
 const SEED: u64 = 0x434D_465F_5356_4400;
 /// Column weights are raised to this part of the greatest, so that factors stay bounded.
@@ -34,30 +32,34 @@ pub struct Factors {
 /// The best factors of a rank in the (weighted) squared error, each with the square root of the
 /// singular values.
 ///
-/// Small matrices are decomposed whole, others by a sketch of random signs with power iterations.
-/// Decompositions are made in f64 and the sign of each component is fixed (its largest entry of `b`
-/// is positive), so that what differs between machines is far below what storage keeps.
+/// Small matrices are decomposed whole, others by a sketch of random signs with power iterations
+/// (Halko, Martinsson & Tropp 2011). A quantisation error has no gap between singular values, so
+/// the sketch is half as wide again as the rank. Decompositions are made in f64 and the sign of
+/// each component is fixed (its largest entry of `b` is positive), so that what differs between
+/// machines is far below what storage keeps.
 ///
 /// # Errors
 /// `BadArgument` for rank 0 or an empty matrix, `Unsupported` when the decomposition does not
 /// converge.
 pub fn factors(matrix: &Matrix<'_>, params: &LowRankParams) -> Result<Factors> {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    let least_side = rows.min(cols);
+    let least_side = matrix.rows().min(matrix.cols());
     let rank = (params.rank as usize).min(least_side);
+    let sketch = rank + rank / 2 + 8;
+    let whole = matrix.values().len() <= WHOLE_ELEMENTS || 2 * sketch >= least_side;
+    factors_by(matrix, rank, (!whole).then_some((sketch, params.power_iterations)))
+}
+
+/// Factors from the whole matrix, or from a sketch of so many columns and power iterations.
+pub(super) fn factors_by(matrix: &Matrix<'_>, rank: usize, sketch: Option<(usize, u32)>) -> Result<Factors> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
     if rank == 0 {
         return Err(Error::bad_argument("rank")
             .expected("1 or more, of a matrix that is not empty")
-            .found(format_args!("{} of {rows} x {cols}", params.rank)));
+            .found(format_args!("0 of {rows} x {cols}")));
     }
     let weighted = Weighted::new(matrix);
-    let sketch = (rank + OVERSAMPLE).min(least_side);
     // An orthonormal basis [rows, sketch] of the strongest directions, and the matrix in it.
-    let basis = if least_side <= SMALL || 2 * sketch >= least_side {
-        None
-    } else {
-        Some(weighted.basis(sketch, params.power_iterations))
-    };
+    let basis = sketch.map(|(width, power_iterations)| weighted.basis(width, power_iterations));
     let projected = match &basis {
         Some(basis) => weighted.transposed_times(basis),
         None => Mat::from_fn(cols, rows, |j, i| weighted.element(i, j)),
@@ -72,13 +74,11 @@ pub fn factors(matrix: &Matrix<'_>, params: &LowRankParams) -> Result<Factors> {
     };
     let right = svd.U();
 
-    let mut factors = Factors {
-        rank,
-        a_t: Vec::with_capacity(rank * rows),
-        b: Vec::with_capacity(rank * cols),
-    };
+    let mut factors =
+        Factors { rank, a_t: Vec::with_capacity(rank * rows), b: Vec::with_capacity(rank * cols) };
     for k in 0..rank {
-        let largest = (0..cols).map(|j| right[(j, k)]).fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
+        let largest =
+            (0..cols).map(|j| right[(j, k)]).fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
         let root = svd.S().column_vector()[k].max(0.0).sqrt().copysign(largest);
         factors.a_t.extend((0..rows).map(|i| (left[(i, k)] * root) as f32));
         factors.b.extend((0..cols).map(|j| (right[(j, k)] * root / weighted.root(j)) as f32));
@@ -141,9 +141,8 @@ impl<'a> Weighted<'a> {
     /// `[rows, k]` from `[cols, k]`.
     fn times(&self, right: &Mat<f64>) -> Mat<f64> {
         let (rows, cols, width) = (self.matrix.rows(), self.matrix.cols(), right.ncols());
-        let right: Vec<f64> = (0..cols)
-            .flat_map(|j| (0..width).map(move |k| right[(j, k)] * self.root(j)))
-            .collect();
+        let right: Vec<f64> =
+            (0..cols).flat_map(|j| (0..width).map(move |k| right[(j, k)] * self.root(j))).collect();
         let mut product = vec![0.0; rows * width];
         product
             .par_chunks_exact_mut(width)
@@ -157,21 +156,16 @@ impl<'a> Weighted<'a> {
     fn transposed_times(&self, left: &Mat<f64>) -> Mat<f64> {
         const STRIPE: usize = 64;
         let (rows, cols, width) = (self.matrix.rows(), self.matrix.cols(), left.ncols());
-        let left: Vec<f64> = (0..rows)
-            .flat_map(|i| (0..width).map(move |k| left[(i, k)]))
-            .collect();
+        let left: Vec<f64> = (0..rows).flat_map(|i| (0..width).map(move |k| left[(i, k)])).collect();
         let mut product = vec![0.0; cols * width];
         // Each task sums over all rows in order, so that the sum does not depend on the tasks.
-        product
-            .par_chunks_mut(STRIPE * width)
-            .enumerate()
-            .for_each(|(stripe, out)| {
-                let columns = stripe * STRIPE..stripe * STRIPE + out.len() / width;
-                let rows = self.matrix.values().chunks_exact(cols).zip(left.chunks_exact(width));
-                for (row, left) in rows {
-                    add_outer(&row[columns.clone()], left, out);
-                }
-            });
+        product.par_chunks_mut(STRIPE * width).enumerate().for_each(|(stripe, out)| {
+            let columns = stripe * STRIPE..stripe * STRIPE + out.len() / width;
+            let rows = self.matrix.values().chunks_exact(cols).zip(left.chunks_exact(width));
+            for (row, left) in rows {
+                add_outer(&row[columns.clone()], left, out);
+            }
+        });
         Mat::from_fn(cols, width, |j, k| product[j * width + k] * self.root(j))
     }
 }

@@ -9,27 +9,29 @@ mod grid;
 mod grouped;
 mod hqq;
 mod kernels;
+mod kmeans;
 mod levels;
 mod low_rank;
 mod matrix;
 mod mse;
 mod outliers;
 mod params;
-mod kmeans;
 mod random;
-mod search;
 mod rule;
+mod search;
 mod store;
 mod terms;
+#[cfg(test)]
+mod tests;
 
 pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
 pub use grouped::grouped;
-pub use matrix::Matrix;
 pub use low_rank::{Factors, factors, low_rank};
+pub use matrix::Matrix;
 pub use outliers::{Outliers, outliers, sparse};
 pub use params::{
-    CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams, Method,
-    Range, Select, SparseLayout, SparseOp, SparseParams, Store, TermParams, Zero,
+    CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams,
+    Method, Range, Select, SparseLayout, SparseOp, SparseParams, Store, TermParams, Zero,
 };
 pub use terms::terms;
 

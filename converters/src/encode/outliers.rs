@@ -187,11 +187,7 @@ fn beyond(matrix: &Matrix<'_>, sigmas: f64) -> Result<Vec<usize>> {
     let mean = values().sum::<f64>() / count;
     let variance = values().map(|v| (v - mean) * (v - mean)).sum::<f64>() / count;
     let limit = sigmas * variance.sqrt();
-    Ok(values()
-        .enumerate()
-        .filter(|(_, v)| (v - mean).abs() > limit)
-        .map(|(index, _)| index)
-        .collect())
+    Ok(values().enumerate().filter(|(_, v)| (v - mean).abs() > limit).map(|(index, _)| index).collect())
 }
 
 /// What removing an entry, after those of the same group with a lower `step`, gains.
@@ -223,7 +219,8 @@ fn costliest(matrix: &Matrix<'_>, count: usize, base: &GroupedParams) -> Result<
                         .collect(),
                 };
                 // Eight times a group's fair share, so that bad groups can take from good ones.
-                let most = (8.0 * count as f64 / matrix.values().len() as f64 * members.values.len() as f64).ceil();
+                let most =
+                    (8.0 * count as f64 / matrix.values().len() as f64 * members.values.len() as f64).ceil();
                 with_levels!(&levels.kind, levels =>
                     members.removals(levels, &rule, most as usize, &mut all));
             }
@@ -232,12 +229,7 @@ fn costliest(matrix: &Matrix<'_>, count: usize, base: &GroupedParams) -> Result<
         .collect();
     let mut removals = removals.concat();
     removals.retain(|removal| removal.gain > 0.0);
-    removals.sort_by(|a, b| {
-        b.gain
-            .total_cmp(&a.gain)
-            .then(a.step.cmp(&b.step))
-            .then(a.index.cmp(&b.index))
-    });
+    removals.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.step.cmp(&b.step)).then(a.index.cmp(&b.index)));
     let mut taken: Vec<usize> = removals.iter().take(count).map(|removal| removal.index).collect();
     taken.sort_unstable();
     Ok(taken)
@@ -382,7 +374,9 @@ pub(super) fn sparse_stored(outliers: &Outliers, params: &SparseParams) -> Resul
     let as_bitmap = match params.layout {
         SparseLayout::Csr => false,
         SparseLayout::Bitmap => true,
-        SparseLayout::Smallest => outliers.rows * outliers.cols.next_multiple_of(32) < outliers.len() * index_bits,
+        SparseLayout::Smallest => {
+            outliers.rows * outliers.cols.next_multiple_of(32) < outliers.len() * index_bits
+        }
     };
     match as_bitmap {
         true => sparse::pack_bitmap(op, rows, cols, &positions, child),

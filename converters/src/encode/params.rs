@@ -354,13 +354,13 @@ pub struct LowRankParams {
     pub factors: Store,
     /// Rounds of quantising the terms before again, each time without what this term holds.
     pub alternations: u32,
-    /// Power iterations of the sketch; more separate singular values that lie close together.
+    /// Power iterations for large matrices; more separate singular values that lie close together.
     pub power_iterations: u32,
 }
 
 impl Default for LowRankParams {
     fn default() -> Self {
-        Self { rank: 16, factors: Store::F16, alternations: 0, power_iterations: 2 }
+        Self { rank: 16, factors: Store::F16, alternations: 0, power_iterations: 6 }
     }
 }
 
@@ -406,8 +406,8 @@ impl Default for CodebookParams {
             scale_cols: 0,
             entries: Store::F16,
             beam: 4,
-            iterations: 20,
-            samples_per_entry: 256,
+            iterations: 12,
+            samples_per_entry: 64,
             seed: 0,
         }
     }

@@ -21,11 +21,7 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(dim: usize) -> Self {
-        Self {
-            elements: vec![[0.0; LANES]; dim],
-            weights: vec![[1.0; LANES]; dim],
-            uniform: true,
-        }
+        Self { elements: vec![[0.0; LANES]; dim], weights: vec![[1.0; LANES]; dim], uniform: true }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::grouped::grouped;
 use super::levels::{Levels, SmallFloats};
 use super::matrix::Matrix;
-use super::params::Store;
+use super::params::{Codes, Range, Store, Zero};
 use super::{format_error, node_shape};
 use crate::error::{Error, Result};
 use cmf_format::encoding::dense;
@@ -25,7 +25,13 @@ impl Store {
 
     /// Whether scales of either sign are kept as well as positive ones.
     pub(super) fn is_signed(&self) -> bool {
-        !matches!(self, Store::F8E8m0 | Store::Grouped(_))
+        match self {
+            Store::F8E8m0 => false,
+            Store::Grouped(inner) => {
+                inner.zero == Zero::None && inner.codes == Codes::Integer && inner.range != Range::Unsigned
+            }
+            Store::F32 | Store::F16 | Store::Bf16 | Store::F8E4m3 => true,
+        }
     }
 
     /// The value as it will be read back, which for [`Store::Grouped`] only the whole array shows;

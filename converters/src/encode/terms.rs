@@ -82,7 +82,10 @@ impl<'a> Chain<'a> {
                 }
                 (_, next) => {
                     let node = match (term, next) {
-                        (TermParams::Grouped(_) | TermParams::Codebook(_), Some(TermParams::Sparse(next))) => {
+                        (
+                            TermParams::Grouped(_) | TermParams::Codebook(_),
+                            Some(TermParams::Sparse(next)),
+                        ) => {
                             let (entries, masked) = mask(&rest, term, next)?;
                             taken = Some(entries);
                             single(&rest.with_values(&masked)?, term)?
