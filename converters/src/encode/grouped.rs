@@ -97,7 +97,7 @@ impl Encoder<'_> {
 
     /// Scale and base of every group before they are stored.
     fn fits(&self) -> Vec<Fit> {
-        let mut fits = self.from_extremes();
+        let mut fits = self.roundings();
         if self.params.method == Method::Mse {
             let steps = match self.params.codes {
                 Codes::Integer => self.rule.high - self.rule.low,
@@ -161,7 +161,7 @@ impl Encoder<'_> {
     }
 
     /// Round to nearest for every group.
-    fn from_extremes(&self) -> Vec<Fit> {
+    fn roundings(&self) -> Vec<Fit> {
         let grid = &self.grid;
         let mut all = vec![Fit::default(); grid.groups()];
         if all.is_empty() {
@@ -173,7 +173,7 @@ impl Encoder<'_> {
                 ends.reset();
                 grid.band(i).for_each(|row| ends.add(&self.matrix.values()[row * grid.cols..][..grid.cols]));
                 for (fit, (least, greatest)) in fits.iter_mut().zip(ends.groups()) {
-                    *fit = self.rule.from_extremes(least, greatest);
+                    *fit = self.rule.rounding(least, greatest);
                 }
             },
         );

@@ -11,6 +11,7 @@ use super::levels::Levels;
 use super::params::HqqParams;
 use super::rule::Rule;
 use crate::error::{Error, Result};
+use core::f32::consts::LN_2;
 use multiversion::multiversion;
 
 impl HqqParams {
@@ -66,7 +67,7 @@ pub(super) fn fit_base<L: Levels>(
             norm += sum_by(norms, norms, |v, _| v);
             shift += sum_by(shifts, shifts, |v, _| v);
         }
-        if !(norm < best.0) {
+        if norm.is_nan() || norm >= best.0 {
             break;
         }
         best = (norm, base);
@@ -104,7 +105,7 @@ fn log2(x: f32) -> f32 {
 fn exp2(y: f32) -> f32 {
     let rounded = (y + 12_582_912.0) - 12_582_912.0;
     let t = y - rounded;
-    let fraction = 1.0 + t * (0.693_147_2 + t * (0.240_226_5 + t * (0.055_504_1 + t * 0.009_618_1)));
+    let fraction = 1.0 + t * (LN_2 + t * (0.240_226_5 + t * (0.055_504_1 + t * 0.009_618_1)));
     f32::from_bits(fraction.to_bits().wrapping_add(((rounded as i32) << 23) as u32))
 }
 

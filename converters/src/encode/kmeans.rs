@@ -95,7 +95,7 @@ impl State<'_> {
             let last = history.last().copied().unwrap_or(f64::INFINITY);
             let error = round(self);
             history.push(error);
-            if !(error < last * (1.0 - WORTHWHILE)) {
+            if error >= last * (1.0 - WORTHWHILE) {
                 break;
             }
         }
@@ -322,6 +322,7 @@ fn weighted_distance(a: &[f32], b: &[f32], weights: &[f32]) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -376,6 +376,7 @@ fn kind_of(sorted: &[(f32, u8)]) -> Kind {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -91,8 +91,8 @@ impl<'a> Matrix<'a> {
 fn first_non_finite(values: &[f32]) -> Option<usize> {
     const CHUNK: usize = 4096;
     values.chunks(CHUNK).enumerate().find_map(|(chunk, values)| {
-        // Folded without a branch, so that the loop vectorises; NaN fails the comparison.
-        let bad = values.iter().fold(false, |bad, v| bad | !(v.abs() <= f32::MAX));
+        // Folded without a branch, so that the loop vectorises.
+        let bad = values.iter().fold(false, |bad, v| bad | (v.to_bits() & 0x7FFF_FFFF >= 0x7F80_0000));
         bad.then(|| values.iter().position(|v| !v.is_finite()))?.map(|index| chunk * CHUNK + index)
     })
 }

@@ -22,6 +22,7 @@ mod search;
 mod store;
 mod terms;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests;
 
 pub use codebook::{Codebooks, codebook, codebook_with, codebooks};

@@ -59,7 +59,7 @@ pub(super) fn refit_base<L: Levels>(
         let mean_level = m.l / sums.n - f64::from(rule.low);
         let base = (sums.x / sums.n - f64::from(scale) * mean_level) as f32;
         let trial = (error(base), base);
-        if !(trial.0 < best.0) {
+        if trial.0 >= best.0 {
             break;
         }
         best = trial;
@@ -114,7 +114,7 @@ impl<L: Levels> Search<'_, L> {
         }
         for _ in 0..REFITS {
             let trial = self.trial(best.fit);
-            if !(trial.error < best.error) {
+            if trial.error >= best.error {
                 break;
             }
             best = trial;
@@ -138,7 +138,7 @@ impl<L: Levels> Search<'_, L> {
                 let zero = f64::from(zero);
                 let xl = m.xl - zero * x;
                 let ll = m.ll - zero * (2.0 * m.l - zero * n);
-                if !(ll > 0.0) {
+                if ll <= 0.0 {
                     return Trial { error: f64::INFINITY, fit };
                 }
                 let scale = (xl / ll) as f32;
@@ -148,7 +148,7 @@ impl<L: Levels> Search<'_, L> {
             Zero::Subtract | Zero::Add => {
                 let spread = m.ll - m.l * m.l / n;
                 let shared = m.xl - x * m.l / n;
-                if !(spread > 0.0) {
+                if spread <= 0.0 {
                     return Trial { error: f64::INFINITY, fit };
                 }
                 let scale = shared / spread;

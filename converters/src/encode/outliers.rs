@@ -245,7 +245,7 @@ struct Members {
 impl Members {
     fn error<L: Levels>(&self, levels: L, rule: &Rule<'_>) -> f64 {
         let (least, greatest) = super::kernels::extremes(&self.values);
-        let affine = rule.stored(rule.from_extremes(least, greatest));
+        let affine = rule.stored(rule.rounding(least, greatest));
         squared_error(levels, affine, &self.values, self.weights.as_deref())
     }
 
@@ -274,7 +274,7 @@ impl Members {
     /// The least, the greatest and the worst rounded entry.
     fn candidates<L: Levels>(&self, levels: L, rule: &Rule<'_>) -> [usize; 3] {
         let (least, greatest) = super::kernels::extremes(&self.values);
-        let affine = rule.stored(rule.from_extremes(least, greatest));
+        let affine = rule.stored(rule.rounding(least, greatest));
         let position = |value: f32| self.values.iter().position(|v| *v == value).unwrap_or(0);
         let mut worst = (0, -1.0);
         for (k, value) in self.values.iter().enumerate() {

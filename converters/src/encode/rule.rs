@@ -44,15 +44,17 @@ impl<'a> Rule<'a> {
     }
 
     /// Round to nearest for a group with these extremes. The scale is not rounded yet.
-    pub(super) fn from_extremes(&self, least: f32, greatest: f32) -> Fit {
+    pub(super) fn rounding(&self, least: f32, greatest: f32) -> Fit {
         match self.zero {
             Zero::None => Fit { scale: self.symmetric(least, greatest), base: 0.0 },
             Zero::Code => self.spread(least.min(0.0), greatest.max(0.0)),
             Zero::Add => self.spread(least, greatest),
             Zero::Subtract => {
                 let fit = self.spread(least, greatest);
-                // A zero point far outside of the codes loses the digits that tell them apart.
-                if fit.base.abs() <= 8.0 * (self.high - self.low + 1.0) * fit.scale {
+                let kept = self.scale_store.round_scale(fit.scale);
+                // A zero point far outside of the codes loses the digits that tell them apart, and
+                // without a scale nothing but zero is left.
+                if kept != 0.0 && fit.base.abs() <= 8.0 * (self.high - self.low + 1.0) * fit.scale {
                     return fit;
                 }
                 self.spread(least.min(0.0), greatest.max(0.0))
