@@ -14,32 +14,42 @@ pub fn row_bytes(cols: u64, bits: u32) -> Option<u64> {
 ///
 /// Codes beyond the end of `row` read as zero; callers pass rows of [`row_bytes`].
 pub fn unpack_row(row: &[u8], bits: u32, start: usize, out: &mut [u16]) {
-    if bits == 8 {
-        let source = row.get(start..).unwrap_or(&[]);
-        for (code, byte) in out.iter_mut().zip(source) {
-            *code = u16::from(*byte);
-        }
-        return;
-    }
-    if start == 0 && 8 % bits == 0 {
-        let per_byte = (8 / bits) as usize;
-        let mask = (1u16 << bits) - 1;
-        for (codes, byte) in out.chunks_mut(per_byte).zip(row) {
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = (u16::from(*byte) >> (i as u32 * bits)) & mask;
+    macro_rules! by_width {
+        ($($bits:literal)*) => {
+            match bits {
+                $($bits => unpack_eights::<$bits>(row, start, out),)*
+                _ => 0,
             }
-        }
-        return;
+        };
     }
+    let done = match start % 8 {
+        0 => by_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
+        _ => 0,
+    };
     let mask = (1u32 << bits) - 1;
     let width = bits as usize;
-    for (i, code) in out.iter_mut().enumerate() {
+    for (i, code) in out.iter_mut().enumerate().skip(done) {
         let bit = (start + i) * width;
         let at = bit / 8;
         let byte = |k: usize| u32::from(row.get(at + k).copied().unwrap_or(0));
         let word = byte(0) | byte(1) << 8 | byte(2) << 16;
         *code = ((word >> (bit % 8)) & mask) as u16;
     }
+}
+
+/// Unpacks codes eight at a time, which fill `BITS` bytes, as far as both sides have them; gives
+/// how many codes that were. `start` is a multiple of 8.
+fn unpack_eights<const BITS: usize>(row: &[u8], start: usize, out: &mut [u16]) -> usize {
+    let (packed, _) = row.get(start / 8 * BITS..).unwrap_or(&[]).as_chunks::<BITS>();
+    let (eights, _) = out.as_chunks_mut::<8>();
+    let mask = ((1u32 << BITS) - 1) as u16;
+    for (codes, bytes) in eights.iter_mut().zip(packed) {
+        let mut word = [0; 16];
+        word[..BITS].copy_from_slice(bytes);
+        let word = u128::from_le_bytes(word);
+        *codes = core::array::from_fn(|i| (word >> (i * BITS)) as u16 & mask);
+    }
+    8 * eights.len().min(packed.len())
 }
 
 /// Packs `codes`, rows of `cols` codes, into padded rows. `bits` is 1 to 16.

@@ -432,7 +432,8 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        if self.cols == 0 {
+        // Without rows nothing bounds the number of columns, and so what is allocated for them.
+        if rows.is_empty() || self.cols == 0 {
             return Ok(());
         }
         let mut codes = vec![0u16; self.cols];
@@ -463,28 +464,40 @@ impl<'a> View<'a> {
             zero.load(row / group_rows).map_err(|e| e.within("zero"))?;
             let packed = self.codes.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[]);
             bits::unpack_row(packed, self.descriptor.bits.into(), 0, &mut codes);
-            let groups = codes.chunks(group_cols).zip(out.chunks_mut(group_cols));
-            for (group, (codes, out)) in groups.enumerate() {
+            self.map_codes(&codes, &values, out);
+            for (group, out) in out.chunks_mut(group_cols).enumerate() {
                 let (scale, zero) = (scale.get(group), zero.get(group));
-                for (out, code) in out.iter_mut().zip(codes) {
-                    let mapped = values[usize::from(*code & 0xFF)];
-                    let shifted = match self.descriptor.zero_op {
-                        ZeroOp::Subtract => mapped - zero,
-                        _ => mapped,
-                    };
-                    let scaled = match self.descriptor.scale_op {
-                        ScaleOp::None => shifted,
-                        ScaleOp::Multiply => shifted * scale,
-                        ScaleOp::Divide => shifted / scale,
-                    };
-                    *out = match self.descriptor.zero_op {
-                        ZeroOp::Add => scaled + zero,
-                        _ => scaled,
-                    };
+                if self.descriptor.zero_op == ZeroOp::Subtract {
+                    out.iter_mut().for_each(|v| *v -= zero);
+                }
+                match self.descriptor.scale_op {
+                    ScaleOp::None => {}
+                    ScaleOp::Multiply => out.iter_mut().for_each(|v| *v *= scale),
+                    ScaleOp::Divide => out.iter_mut().for_each(|v| *v /= scale),
+                }
+                if self.descriptor.zero_op == ZeroOp::Add {
+                    out.iter_mut().for_each(|v| *v += zero);
                 }
             }
         }
         Ok(())
+    }
+
+    /// What codes mean before scale and zero; `values` holds it for every code.
+    fn map_codes(&self, codes: &[u16], values: &[f32; 256], out: &mut [f32]) {
+        match self.descriptor.code_map {
+            // Exact in f32, and faster than looking it up.
+            CodeMap::Integer { offset } if offset.unsigned_abs() < 1 << 23 => {
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = (i32::from(*code) + offset) as f32;
+                }
+            }
+            _ => {
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = values[usize::from(*code & 0xFF)];
+                }
+            }
+        }
     }
 
     /// Values of all codes for the maps that need no table.
