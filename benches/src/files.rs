@@ -2,10 +2,15 @@
 
 use crate::data;
 use anyhow::Result;
+use cmf_converters::convert::{ConvertOptions, convert};
+use cmf_converters::recipe::Recipe;
+use cmf_converters::source;
 use cmf_format::encoding::dense;
 use cmf_format::write::{Content, MatrixEntry, TensorEntry};
 use cmf_format::{ArchiveBuilder, DType};
 use safetensors::tensor::{Dtype, TensorView};
+use std::path::PathBuf;
+use tempfile::TempDir;
 
 /// Name and shape of an f32 tensor.
 pub(crate) type Plan = Vec<(String, Vec<usize>)>;
@@ -95,6 +100,16 @@ impl Model {
         });
         Ok(safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)?)
     }
+}
+
+/// A `.cmf` made of f32 weights as a built-in recipe says, in a folder of its own.
+pub(crate) fn converted(plan: Plan, recipe: &str) -> Result<(TempDir, PathBuf)> {
+    let folder = tempfile::tempdir()?;
+    let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("model.cmf"));
+    std::fs::write(&input, Model::weights(plan).safetensors()?)?;
+    let options = ConvertOptions::new(Recipe::load(recipe)?);
+    convert(source::open(&input)?.as_ref(), &output, &options, &|_| {})?;
+    Ok((folder, output))
 }
 
 /// A file in memory that cannot change, so that mapping it needs no promise from anybody.

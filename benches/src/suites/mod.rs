@@ -3,11 +3,12 @@
 mod convert;
 mod decode;
 mod open;
+mod tensor;
 mod verify;
 
 use crate::row::Suite;
 
 /// All tables in the order in which they are printed.
 pub(crate) fn all() -> Vec<Suite> {
-    vec![open::suite(), decode::suite(), convert::encoders(), convert::pipeline(), verify::suite()]
+    vec![open::suite(), decode::suite(), tensor::suite(), convert::encoders(), convert::pipeline(), verify::suite()]
 }

@@ -1,12 +1,9 @@
 //! Verification of whole files.
 
 use crate::clock::Time;
-use crate::files::{Model as Files, matrices};
+use crate::files::{converted, matrices};
 use crate::row::{Bench, Goal, Outcome, Row, Suite};
 use anyhow::{Result, ensure};
-use cmf_converters::convert::{ConvertOptions, convert};
-use cmf_converters::recipe::Recipe;
-use cmf_converters::source;
 use cmf_loader::{Backend, Model, OpenOptions, VerifyOptions};
 use std::hint::black_box;
 
@@ -44,11 +41,7 @@ pub(crate) fn suite() -> Suite {
 }
 
 fn verify(bench: &Bench<'_>, case: Case) -> Result<Outcome> {
-    let folder = tempfile::tempdir()?;
-    let (input, path) = (folder.path().join("in.safetensors"), folder.path().join("model.cmf"));
-    std::fs::write(&input, Files::weights(matrices(8, 512, 4096)).safetensors()?)?;
-    let options = ConvertOptions { force: true, ..ConvertOptions::new(Recipe::load(case.recipe)?) };
-    convert(source::open(&input)?.as_ref(), &path, &options, &|_| {})?;
+    let (_folder, path) = converted(matrices(8, 512, 4096), case.recipe)?;
     let bytes = std::fs::read(&path)?;
     let model = Model::open_with(&path, &OpenOptions { backend: case.backend, ..OpenOptions::default() })?;
     let options = VerifyOptions { values: case.values, ..VerifyOptions::default() };
