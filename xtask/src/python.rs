@@ -1,21 +1,69 @@
-//! The Python half of the tests: the reference reader of the specification over the vectors.
+//! The Python half of the tests: the reference reader of the specification over the vectors, and
+//! over what the command line writes with each built-in recipe.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::cmd::Cmd;
+use crate::sample;
 
 /// What the reference reader imports, one requirement a line.
 const REQUIREMENTS: &str = "spec/reference/requirements.txt";
 
-/// Runs the reference reader over all vectors.
+/// Runs the reference reader over all vectors and over a small model in all recipes.
 pub(crate) fn test(root: &Path) -> Result<()> {
     let packages = packages(root)?;
-    Cmd::new(interpreter(root)?, root)
-        .args(["spec/reference/cmf_ref.py", "spec/vectors"])
-        .env("PYTHONPATH", packages)
-        .run()
+    let python = interpreter(root)?;
+    let reader = || Cmd::new(python, root).env("PYTHONPATH", &packages).arg("spec/reference/cmf_ref.py");
+    reader().arg("spec/vectors").run()?;
+    recipes(root, &reader)
+}
+
+/// Converts a made-up model with each built-in recipe, and has the reference reader verify the
+/// archive and compare it with both exports: f32 shows the values, the tensors' own element types
+/// show the rounding.
+fn recipes(root: &Path, reader: &dyn Fn() -> Cmd) -> Result<()> {
+    let dir = root.join("target/python-recipes");
+    let model = dir.join("random-llama");
+    sample::write(&model)?;
+    Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
+    let cmf = || Cmd::new(root.join("target/release/cmf"), root);
+    let (archive, exported) = (dir.join("model.cmf"), dir.join("model.safetensors"));
+    for recipe in names(&cmf().args(["recipe", "--json"]).output()?)? {
+        println!("--- {recipe}");
+        cmf()
+            .arg("convert")
+            .arg(&model)
+            .arg("-o")
+            .arg(&archive)
+            .args(["--recipe", &recipe, "--force", "--quiet"])
+            .run()?;
+        for element_types in [&["--dtype", "f32"][..], &[]] {
+            cmf()
+                .arg("export")
+                .arg(&archive)
+                .arg("-o")
+                .arg(&exported)
+                .args(["--force", "--quiet"])
+                .args(element_types)
+                .run()?;
+            reader().args(["--verify", "--compare"]).arg(&archive).arg(&exported).run()?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the built-in recipes, of which there is at least one.
+fn names(json: &str) -> Result<Vec<String>> {
+    let listed: Value = serde_json::from_str(json).context("`cmf recipe --json`")?;
+    let recipes = listed["recipes"].as_array().context("`cmf recipe --json` lists no recipes")?;
+    if recipes.is_empty() {
+        bail!("there are no built-in recipes");
+    }
+    let name = |recipe: &Value| recipe["name"].as_str().map(str::to_owned).context("recipe has no name");
+    recipes.iter().map(name).collect()
 }
 
 /// The name under which Python 3 is installed.
