@@ -130,6 +130,8 @@ def parse_tables(directory, table_count):
         rule(reserved == 0, "table", kind, "reserved bytes")
         start = align(end, 8) if index else end
         rule(offset == start, "table", kind, "at", offset, "expected", start)
+        if kind in TABLES and TABLES[kind][1] != "<B":
+            within("records", count)
         rule(offset + record_bytes * count <= len(directory), "table", kind, "beyond the directory")
         rule(not any(directory[end:start]), "bytes before table", kind)
         end, last_kind = offset + record_bytes * count, kind
@@ -148,7 +150,6 @@ def parse_tables(directory, table_count):
         if layout.size == 1:
             tables[name] = bytes(body)
             continue
-        within("records", count)
         records = [layout.unpack_from(body, start) for start in range(0, len(body), record_bytes)]
         if fields is None:
             tables[name] = [number for (number,) in records]
