@@ -1,5 +1,6 @@
 //! Ceilings that a reader sets before it trusts a file.
 
+use crate::encoding::KeepBudget;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a reader is willing to hold. A server and a laptop differ, so it is a value.
@@ -13,12 +14,19 @@ pub struct Limits {
     pub decoded_segment_bytes: u64,
     /// Largest decoded size of the compressed segments of one opened tensor together, in bytes.
     pub decoded_tensor_bytes: u64,
+    /// Most bytes that an opened tensor keeps decoded between reads, so as not to decode them
+    /// again: a tensor that would have more to keep is slower to read.
+    pub kept_tensor_bytes: u64,
     /// Longest name in bytes.
     pub name_bytes: u32,
     /// Most extents of a tensor.
     pub rank: u16,
+    /// Most transforms on one side of a matrix.
+    pub transforms: u16,
     /// Deepest nesting of nodes, a leaf counting 1.
     pub node_depth: u32,
+    /// Most nodes of one tree, a node with all below it; a node that is there twice counts twice.
+    pub node_tree: u32,
 }
 
 impl Limits {
@@ -33,6 +41,11 @@ impl Limits {
         let expected = format!("at most {} decoded bytes", self.decoded_tensor_bytes);
         Err(Error::expected(ErrorKind::Limit, "compressed segments", expected, bytes))
     }
+
+    /// What nodes that are opened together may keep.
+    pub(crate) fn keep_budget(&self) -> KeepBudget {
+        KeepBudget::new(self.kept_tensor_bytes)
+    }
 }
 
 impl Default for Limits {
@@ -42,9 +55,12 @@ impl Default for Limits {
             records: 1 << 27,
             decoded_segment_bytes: 1 << 30,
             decoded_tensor_bytes: 1 << 32,
+            kept_tensor_bytes: 1 << 28,
             name_bytes: 4096,
             rank: 16,
+            transforms: 16,
             node_depth: 8,
+            node_tree: 256,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Nodes as a writer holds them.
 
-use crate::encoding::{self, RawNode, Shape, View};
+use crate::encoding::{self, KeepBudget, RawNode, Shape, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::segment::{Compression, SegmentData, decompress};
 use std::borrow::Cow;
@@ -61,6 +61,10 @@ impl NodeData {
     /// # Errors
     /// `Argument` when a segment's bytes are not in memory; as [`View::open`] else.
     pub fn view(&self) -> Result<View<'_>> {
+        self.open(&KeepBudget::new(u64::MAX))
+    }
+
+    fn open(&self, keep: &KeepBudget) -> Result<View<'_>> {
         View::open(RawNode {
             encoding: self.encoding,
             version: self.version,
@@ -68,7 +72,8 @@ impl NodeData {
             cols: self.cols,
             descriptor: &self.descriptor,
             segments: self.segments.iter().map(segment_bytes).collect::<Result<_>>()?,
-            children: self.children.iter().map(|c| c.view()).collect::<Result<_>>()?,
+            children: self.children.iter().map(|c| c.open(keep)).collect::<Result<_>>()?,
+            keep: keep.clone(),
         })
     }
 

@@ -2,7 +2,7 @@
 //! that the page prints.
 
 use cmf_format::ErrorKind;
-use cmf_format::encoding::{RawNode, TABLE, View};
+use cmf_format::encoding::{KeepBudget, RawNode, TABLE, View};
 use cmf_format::transform::{Side, Signs, Transform, apply_all, left_multiply, right_multiply};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -77,6 +77,7 @@ fn open(example: &Example) -> Result<View<'_>, Failure> {
         descriptor: &example.descriptor,
         segments: example.segments.iter().map(|s| Cow::Borrowed(s.as_slice())).collect(),
         children: example.children.iter().map(open).collect::<Result<_, _>>()?,
+        keep: KeepBudget::new(0),
     })?)
 }
 

@@ -244,23 +244,31 @@ fn limits() -> Outcome {
         records,
         decoded_segment_bytes,
         decoded_tensor_bytes,
+        kept_tensor_bytes,
         name_bytes,
         rank,
+        transforms,
         node_depth,
+        node_tree,
     } = Limits::default();
     let expected = [
         ("directory_bytes", directory_bytes),
         ("records", records),
         ("decoded_segment_bytes", decoded_segment_bytes),
         ("decoded_tensor_bytes", decoded_tensor_bytes),
+        ("kept_tensor_bytes", kept_tensor_bytes),
         ("name_bytes", name_bytes.into()),
         ("rank", rank.into()),
+        ("transforms", transforms.into()),
         ("node_depth", node_depth.into()),
+        ("node_tree", node_tree.into()),
     ];
     let printed: Vec<_> =
         rows(section, "limit").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     assert_eq!(printed, expected.map(|(name, value)| (name.to_owned(), value.to_string())));
-    let least = format!("names of {name_bytes} bytes, rank {rank} and nodes that nest {node_depth} deep");
+    let least = format!(
+        "names of {name_bytes} bytes, rank {rank}, {transforms} transforms on a side, nodes that nest {node_depth} deep and trees of {node_tree} nodes"
+    );
     assert!(section.contains(&least), "{least}");
     Ok(())
 }

@@ -6,6 +6,7 @@
 pub mod generate;
 pub mod naive;
 pub mod places;
+pub mod raw;
 pub mod repair;
 pub mod samples;
 pub mod seeds;

@@ -2,7 +2,7 @@
 
 use super::Archive;
 use crate::DType;
-use crate::encoding::{self, RawNode, View};
+use crate::encoding::{self, KeepBudget, RawNode, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::segment::{Compression, decompress};
 use crate::source::Source;
@@ -359,7 +359,7 @@ impl<'a, S: Source> Node<'a, S> {
     /// `Limit` for compressed segments that are too large alone or together, `Io` from the source.
     pub fn view(&self) -> Result<View<'a>> {
         self.archive.limits.check_decoded_tensor(self.compressed_bytes())?;
-        self.open()
+        self.open(&self.archive.limits.keep_budget())
     }
 
     /// What compressed segments of this node and of all below it decode to, shared ones counted
@@ -370,8 +370,9 @@ impl<'a, S: Source> Node<'a, S> {
         self.children().fold(own, |sum, child| sum.saturating_add(child.compressed_bytes()))
     }
 
-    /// [`Node::view`] after the limit has been checked.
-    pub(super) fn open(&self) -> Result<View<'a>> {
+    /// [`Node::view`] after the limit has been checked, within what nodes that are opened together
+    /// may keep.
+    pub(super) fn open(&self, keep: &KeepBudget) -> Result<View<'a>> {
         if !self.is_known() && encoding::name(self.record.encoding.get()).is_none() {
             return Err(encoding::unknown(self.record.encoding.get(), self.record.version.get()));
         }
@@ -385,7 +386,8 @@ impl<'a, S: Source> Node<'a, S> {
             cols: self.record.cols.get(),
             descriptor: self.descriptor(),
             segments: self.segments().map(|s| s.decoded()).collect::<Result<_>>()?,
-            children: self.children().map(|c| c.open()).collect::<Result<_>>()?,
+            children: self.children().map(|c| c.open(keep)).collect::<Result<_>>()?,
+            keep: keep.clone(),
         })
     }
 

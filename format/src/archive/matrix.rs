@@ -2,8 +2,9 @@
 
 use super::access::{Matrix, Tensor, Term};
 use crate::DType;
-use crate::encoding::View;
+use crate::encoding::{KeepBudget, View};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::Limits;
 use crate::source::Source;
 use crate::transform::{self, Transform};
 use core::ops::Range;
@@ -28,6 +29,23 @@ struct Placed<'a> {
     view: View<'a>,
 }
 
+/// What matrices that are opened together take.
+struct Together {
+    /// Bytes that segments and transforms decode to.
+    decoded_bytes: u64,
+    keep: KeepBudget,
+}
+
+impl Together {
+    fn new(limits: &Limits) -> Self {
+        Self { decoded_bytes: 0, keep: limits.keep_budget() }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.decoded_bytes = self.decoded_bytes.saturating_add(bytes);
+    }
+}
+
 impl<'a> MatrixView<'a> {
     /// Opens the terms of `matrix` up to level `level`.
     ///
@@ -44,17 +62,16 @@ impl<'a> MatrixView<'a> {
     /// # Errors
     /// `Argument` when the matrix does not have these rows, else as [`MatrixView::open`].
     pub fn open_rows<S: Source>(matrix: &Matrix<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
-        Self::open_within(matrix, level, rows, &mut 0)
+        Self::open_within(matrix, level, rows, &mut Together::new(matrix.archive().limits()))
     }
 
-    /// Opens after `decompressed_bytes`, and what compressed segments here add to it, have been
-    /// found to be within the limit: many terms may share one small segment that decodes to a
-    /// large one.
+    /// Opens after what compressed segments and transforms here decode to has been found to be
+    /// within the limit: many terms may share one small segment that decodes to a large one.
     fn open_within<S: Source>(
         matrix: &Matrix<'a, S>,
         level: u16,
         rows: Range<u64>,
-        decompressed_bytes: &mut u64,
+        together: &mut Together,
     ) -> Result<Self> {
         let extent = |n: u64| {
             usize::try_from(n)
@@ -65,6 +82,14 @@ impl<'a> MatrixView<'a> {
             return Err(Error::new(ErrorKind::Argument, "rows", format!("{rows:?} of {}", matrix.rows())));
         }
         let (inputs, outputs) = matrix.transforms();
+        let limits = matrix.archive().limits();
+        for record in inputs.iter().chain(&outputs) {
+            together.add(super::transforms::decoded_bytes(matrix.archive(), record));
+        }
+        limits.check_decoded_tensor(together.decoded_bytes)?;
+        let working = outputs.iter().map(|record| super::transforms::working_rows(record));
+        let working = working.fold(0u64, |sum, rows| sum.saturating_add(rows));
+        limits.check_decoded_tensor(working.saturating_mul(matrix.cols()).saturating_mul(4))?;
         let load = |records: Vec<_>| {
             let transforms = records.into_iter().map(|r| super::transforms::load(matrix.archive(), r));
             transforms.collect::<Result<Vec<_>>>()
@@ -78,9 +103,9 @@ impl<'a> MatrixView<'a> {
             term.level() <= level && start.max(needed.start) < end.min(needed.end)
         };
         for node in matrix.terms().filter(|t| t.is_known() && touches(t)).filter_map(|t| t.node()) {
-            *decompressed_bytes = decompressed_bytes.saturating_add(node.compressed_bytes());
+            together.add(node.compressed_bytes());
         }
-        matrix.archive().limits().check_decoded_tensor(*decompressed_bytes)?;
+        limits.check_decoded_tensor(together.decoded_bytes)?;
         for (i, term) in matrix.terms().enumerate().filter(|(_, term)| touches(term)) {
             if !term.is_known() && term.is_optional() {
                 left_out.push(term.index());
@@ -93,7 +118,7 @@ impl<'a> MatrixView<'a> {
             terms.push(Placed {
                 row: extent(term.record().row_start.get())?,
                 col: extent(term.record().col_start.get())?,
-                view: node.open().map_err(|e| e.within(format_args!("term {i}")))?,
+                view: node.open(&together.keep).map_err(|e| e.within(format_args!("term {i}")))?,
             });
         }
         Ok(Self {
@@ -206,7 +231,7 @@ impl<'a> TensorView<'a> {
         }
         tensor.check_flags()?;
         let mut first = 0u64;
-        let mut decompressed_bytes = 0;
+        let mut together = Together::new(tensor.archive().limits());
         let matrices = tensor
             .matrices()
             .map(|m| {
@@ -214,8 +239,7 @@ impl<'a> TensorView<'a> {
                 let start = rows.start.clamp(first, end);
                 let part = start - first..rows.end.clamp(start, end) - first;
                 first = end;
-                MatrixView::open_within(&m, level, part, &mut decompressed_bytes)
-                    .map_err(|e| e.in_tensor(name))
+                MatrixView::open_within(&m, level, part, &mut together).map_err(|e| e.in_tensor(name))
             })
             .collect::<Result<Vec<_>>>()?;
         let dtype = tensor.dtype();

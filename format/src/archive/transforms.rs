@@ -46,6 +46,28 @@ pub(super) fn check(
     Ok(())
 }
 
+/// Bytes that factors, signs or indices of a transform take in memory. A node of factors may take
+/// none in the file.
+pub(super) fn decoded_bytes<S: Source>(archive: &Archive<S>, record: &TransformRecord) -> u64 {
+    let segment = archive.segment(record.segment.get()).map_or(0, |s| s.record().decoded_bytes.get());
+    let node = archive.node(record.node.get()).map_or(0, |n| n.compressed_bytes());
+    let factors = match record.kind.get() {
+        TRANSFORM_SCALE => record.size.get().saturating_mul(4),
+        _ => 0,
+    };
+    // Signs and indices are copied out of their segment.
+    segment.saturating_mul(2).saturating_add(node).saturating_add(factors)
+}
+
+/// Rows that an output-side transform holds to make one row.
+pub(super) fn working_rows(record: &TransformRecord) -> u64 {
+    match record.kind.get() {
+        TRANSFORM_SIGN_HADAMARD => record.block.get(),
+        TRANSFORM_PERMUTE => record.size.get(),
+        _ => 0,
+    }
+}
+
 /// The transform that a record stands for, with its factors, signs or indices.
 pub(super) fn load<S: Source>(archive: &Archive<S>, record: &TransformRecord) -> Result<Transform> {
     let kind = record.kind.get();
@@ -62,8 +84,6 @@ pub(super) fn load<S: Source>(archive: &Archive<S>, record: &TransformRecord) ->
     };
     let transform = match (kind, segment) {
         (TRANSFORM_SCALE, _) => {
-            // A node of this length may take no bytes at all.
-            archive.limits().check_decoded_tensor(record.size.get().saturating_mul(4))?;
             let mut factors = vec![0.0; size];
             if let Some(node) = archive.node(record.node.get()) {
                 node.view()?.decode_rows(0..1, &mut factors)?;
@@ -80,4 +100,23 @@ pub(super) fn load<S: Source>(archive: &Archive<S>, record: &TransformRecord) ->
         _ => Err(unknown(format!("kind {kind} is unknown to this reader"))),
     };
     transform.map_err(|e| e.within("transform"))
+}
+
+/// Checks signs, indices and factors of a transform that this reader knows.
+pub(super) fn verify<S: Source>(archive: &Archive<S>, record: &TransformRecord) -> Result<()> {
+    let node = archive.node(record.node.get());
+    let segment = archive.segment(record.segment.get());
+    let known = record.flags.get() & 0xFFFF == 0
+        && node.is_none_or(|node| node.is_known())
+        && segment.is_none_or(|segment| segment.record().is_known());
+    match (record.kind.get(), node, segment) {
+        (TRANSFORM_SCALE, Some(node), _) if known => {
+            node.view().and_then(|view| view.verify()).map_err(|e| e.within("transform"))
+        }
+        (TRANSFORM_SIGN_HADAMARD | TRANSFORM_PERMUTE, _, Some(_)) if known => {
+            archive.limits().check_decoded_tensor(decoded_bytes(archive, record))?;
+            load(archive, record).map(drop)
+        }
+        _ => Ok(()),
+    }
 }

@@ -2,12 +2,14 @@
 
 use super::Archive;
 use super::access::Segment;
+use super::transforms;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash;
 use crate::source::Source;
 use crate::wire::HEADER_BYTES;
 use blake3::hazmat::HasherExt;
 use core::ops::Range;
+use std::collections::HashSet;
 
 /// The hashes of one segment, against which its stored bytes are checked a chunk group at a time.
 #[derive(Debug)]
@@ -210,9 +212,9 @@ impl<S: Source> Archive<S> {
     }
 
     /// Checks everything that hashes do not cover: padding, stated sizes, and every code, index
-    /// and frame of the attributes and terms that this reader can decode.
+    /// and frame of the attributes, terms and transforms that this reader can decode.
     ///
-    /// Each node that terms name is checked once, however many tensors and terms share it.
+    /// Each node that terms name, and each transform, is checked once, however many tensors and terms share it.
     ///
     /// # Errors
     /// The first breach.
@@ -225,6 +227,7 @@ impl<S: Source> Archive<S> {
             }
         }
         let mut checked = vec![false; self.nodes().len()];
+        let mut checked_transforms = HashSet::new();
         let mut next_matrix = 0;
         for tensor in self.tensors() {
             // A tied tensor names matrices of one before it.
@@ -233,6 +236,13 @@ impl<S: Source> Archive<S> {
             }
             next_matrix = next_matrix.saturating_add(tensor.record().matrix_count.get());
             for matrix in tensor.matrices() {
+                let (inputs, outputs) = matrix.transforms();
+                for record in inputs.into_iter().chain(outputs) {
+                    let content = (record.kind.get(), record.size.get(), record.node.get(), record.segment.get());
+                    if checked_transforms.insert(content) {
+                        transforms::verify(self, record).map_err(|e| e.in_tensor(tensor.name()))?;
+                    }
+                }
                 for (i, term) in matrix.terms().enumerate().filter(|(_, term)| term.is_known()) {
                     let Some(node) = term.node() else { continue };
                     let seen = checked.get_mut(node.index() as usize);

@@ -87,7 +87,10 @@ impl<'a> View<'a> {
         let Descriptor { rank } = raw.check(Descriptor::parse)?;
         let mut children = raw.children.into_iter();
         let mut factor = |part: &'static str| match children.next() {
-            Some(view) => Ok(Factor { part, view: Box::new(view), kept: OnceLock::new() }),
+            Some(view) => {
+                let keeps = raw.keep.take_values(view.rows().saturating_mul(view.cols()), KEPT_ELEMS);
+                Ok(Factor { part, view: Box::new(view), keeps, kept: OnceLock::new() })
+            }
             None => Err(structure(part, "is missing")),
         };
         Ok(Self {
@@ -124,6 +127,11 @@ impl<'a> View<'a> {
         &self.b.view
     }
 
+    /// Whether no read decodes a factor anew.
+    pub(super) fn is_ready(&self) -> bool {
+        self.a_t.is_ready() && self.b.is_ready()
+    }
+
     pub(super) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         out.fill(0.0);
         if out.is_empty() {
@@ -131,7 +139,7 @@ impl<'a> View<'a> {
         }
         // A tile of sums stays in the nearest cache for all of the rank, unless a factor has to be
         // decoded anew each time.
-        let tile_rows = match self.a_t.is_ready() && self.b.is_ready() {
+        let tile_rows = match self.is_ready() {
             true => (TILE_ELEMS / self.cols).max(1),
             false => rows.len(),
         };
@@ -165,6 +173,8 @@ impl<'a> View<'a> {
 struct Factor<'a> {
     part: &'static str,
     view: Box<super::View<'a>>,
+    /// Whether the decoded factor may be kept.
+    keeps: bool,
     kept: OnceLock<Result<Vec<f32>>>,
 }
 
@@ -175,7 +185,7 @@ impl Factor<'_> {
 
     /// Whether any part of the factor can be read without decoding more than that part each time.
     fn is_ready(&self) -> bool {
-        self.elements() <= KEPT_ELEMS || matches!(*self.view, super::View::Dense(_))
+        self.keeps || matches!(*self.view, super::View::Dense(_))
     }
 
     /// Columns `cols` of row `row`; `scratch` holds them where they are not kept. A dense factor
@@ -188,9 +198,8 @@ impl Factor<'_> {
         scratch: &'s mut Vec<f32>,
     ) -> Result<&'s [f32]> {
         let width = self.view.cols();
-        let fits = self.elements() <= KEPT_ELEMS;
         match self.view.as_ref() {
-            super::View::Dense(dense) if !(keep && fits) && self.kept.get().is_none() => {
+            super::View::Dense(dense) if !(keep && self.keeps) && self.kept.get().is_none() => {
                 let bytes = dense.dtype().bytes();
                 let range = (row * width + cols.start) * bytes..(row * width + cols.end) * bytes;
                 scratch.resize(cols.len(), 0.0);
@@ -200,7 +209,7 @@ impl Factor<'_> {
                     .map_err(|e| e.within(dense::NAME).within(self.part))?;
                 Ok(scratch)
             }
-            view if fits => {
+            view if self.keeps => {
                 let kept = self.kept.get_or_init(|| {
                     let mut values = vec![0.0; self.elements()];
                     view.decode_rows(0..view.rows(), &mut values).map_err(|e| e.within(self.part))?;

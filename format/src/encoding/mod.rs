@@ -7,6 +7,7 @@
 pub mod codebook;
 pub mod dense;
 pub mod grouped;
+mod keep;
 pub mod lossless;
 pub mod low_rank;
 pub mod sparse;
@@ -14,6 +15,8 @@ pub mod sparse;
 mod testing;
 #[cfg(test)]
 mod tests;
+
+pub use keep::KeepBudget;
 
 use crate::error::{Error, ErrorKind, Result};
 use core::ops::Range;
@@ -51,6 +54,8 @@ pub struct RawNode<'a> {
     pub segments: Vec<Cow<'a, [u8]>>,
     /// Opened children.
     pub children: Vec<View<'a>>,
+    /// What the node may keep decoded between reads.
+    pub keep: KeepBudget,
 }
 
 impl RawNode<'_> {

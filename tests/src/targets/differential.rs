@@ -5,7 +5,7 @@ use super::decode::{decode_view, same};
 use crate::generate;
 use crate::naive::{Outcome, Reject, Tree};
 use arbitrary::Unstructured;
-use cmf_format::encoding::{RawNode, View};
+use cmf_format::encoding::{KeepBudget, RawNode, View};
 use cmf_format::{ErrorKind, Result};
 use std::borrow::Cow;
 
@@ -83,6 +83,8 @@ pub fn open(tree: &Tree) -> Result<View<'_>> {
         descriptor: &tree.descriptor,
         segments: tree.segments.iter().map(|s| Cow::Borrowed(s.as_slice())).collect(),
         children: tree.children.iter().map(open).collect::<Result<_>>()?,
+        // Some nodes keep what they decode and others do not.
+        keep: KeepBudget::new(tree.rows.saturating_mul(60)),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use super::super::{Records, transforms};
 use super::{Check, Used, index, structure, wide};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::source::Source;
 use crate::wire::*;
 
@@ -24,6 +24,11 @@ impl<S: Source> Check<'_, S> {
                 (matrix.output_transforms.get(), matrix.rows.get()),
             ];
             for (count, size) in sides {
+                if count > self.archive.limits.transforms {
+                    let limit = self.archive.limits.transforms;
+                    let problem = format!("expected at most {limit} on a side, found {count}");
+                    return Err(self.error(ErrorKind::Limit, t, i, "transforms", problem));
+                }
                 for _ in 0..count {
                     self.transform(index(transforms), size, used)?;
                     transforms = transforms.saturating_add(1);

@@ -79,6 +79,8 @@ impl<S: Source> Check<'_, S> {
         let segments = self.archive.records::<SegmentRecord>(Table::Segments);
         let mut known = Vec::with_capacity(records.len());
         let mut depths: Vec<u32> = Vec::with_capacity(records.len());
+        // Few nodes that share children can be exponentially many when each path is walked.
+        let mut trees: Vec<u32> = Vec::with_capacity(records.len());
         let (mut lengths, mut shapes) = (Vec::new(), Vec::new());
         let (mut next, mut descriptors_end) = (0usize, 0u32);
         for (i, node) in records.iter().enumerate() {
@@ -88,7 +90,7 @@ impl<S: Source> Check<'_, S> {
             self.same(t, i, "first_ref", next, index(node.first_ref.get()))?;
             let flags_known = node.flags.get() & 0xFF == 0;
             let mut knows = flags_known;
-            let mut depth = 1u32;
+            let (mut depth, mut tree) = (1u32, 1u32);
             let mut reference = || {
                 let found = refs.get(next).map(|r| r.get());
                 next = next.saturating_add(1);
@@ -103,13 +105,15 @@ impl<S: Source> Check<'_, S> {
             }
             for _ in 0..node.child_count.get() {
                 let child = reference()?;
-                let (Some(depth_below), Some(knows_below), Some(record)) =
-                    (depths.get(index(child)), known.get(index(child)), records.get(index(child)))
+                let below = (depths.get(index(child)), trees.get(index(child)), known.get(index(child)));
+                let ((Some(depth_below), Some(tree_below), Some(knows_below)), Some(record)) =
+                    (below, records.get(index(child)))
                 else {
                     return Err(self.bad(t, i, "child", format!("expected below {i}, found {child}")));
                 };
                 self.mark(&mut used.nodes, t, i, "child", child)?;
                 depth = depth.max(depth_below.saturating_add(1));
+                tree = tree.saturating_add(*tree_below);
                 knows &= *knows_below;
                 shapes.push((record.rows.get(), record.cols.get()));
             }
@@ -122,6 +126,10 @@ impl<S: Source> Check<'_, S> {
                     "child",
                     format!("nodes nest deeper than {limit}"),
                 ));
+            }
+            if tree > self.archive.limits.node_tree {
+                let problem = format!("a tree of more than {} nodes", self.archive.limits.node_tree);
+                return Err(self.error(ErrorKind::Limit, t, i, "child", problem));
             }
             let descriptor = self
                 .archive
@@ -156,6 +164,7 @@ impl<S: Source> Check<'_, S> {
             }
             known.push(knows);
             depths.push(depth);
+            trees.push(tree);
         }
         for (table, end) in [(Table::Refs, next), (Table::Descriptors, index(descriptors_end))] {
             let count = self.archive.span(table).count;

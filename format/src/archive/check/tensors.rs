@@ -1,5 +1,6 @@
 //! Tensors, attributes and references to other archives (spec: container, 4.3 to 4.5).
 
+use super::super::Records;
 use super::{Check, Used, index, structure};
 use crate::DType;
 use crate::error::{ErrorKind, Result};
@@ -13,6 +14,7 @@ impl<S: Source> Check<'_, S> {
         let extents = self.archive.records::<U64>(Table::Extents);
         let matrices = self.archive.records::<MatrixRecord>(Table::Matrices);
         let archives = self.archive.records::<ArchiveRecord>(Table::Archives);
+        let runs = shape_runs(matrices);
         let (mut previous, mut extent_cursor, mut matrix_cursor) = (None, 0usize, 0u32);
         for (i, tensor) in self.archive.records::<TensorRecord>(t).iter().enumerate() {
             let name = self.name(t, i, ("name", tensor.name), previous, name::tensor_problem)?;
@@ -81,18 +83,14 @@ impl<S: Source> Check<'_, S> {
                 }
                 continue;
             }
-            let mut shape = None;
-            for m in first..end {
-                let matrix = matrices
-                    .get(index(m))
-                    .ok_or_else(|| problem("matrix_count", "passes the matrices table".into()))?;
-                let found = (matrix.rows.get(), matrix.cols.get());
-                if *shape.get_or_insert(found) != found {
-                    return Err(problem("first_matrix", "matrices differ in shape".into()));
-                }
+            let last = index(end).checked_sub(1).filter(|last| *last < matrices.len());
+            let last = last.ok_or_else(|| problem("matrix_count", "passes the matrices table".into()))?;
+            if runs.get(last).is_none_or(|run| *run > first) {
+                return Err(problem("first_matrix", "matrices differ in shape".into()));
             }
-            let held = shape
-                .and_then(|(rows, cols)| rows.checked_mul(cols))
+            let held = matrices
+                .get(last)
+                .and_then(|m| m.rows.get().checked_mul(m.cols.get()))
                 .and_then(|n| n.checked_mul(count.into()));
             if held != Some(elements) || elements == 0 {
                 return Err(problem("elements", format!("{elements}, but the matrices do not hold as many")));
@@ -136,4 +134,19 @@ impl<S: Source> Check<'_, S> {
         }
         Ok(())
     }
+}
+
+/// For each matrix, the first of the matrices of its shape that end with it. Many tied tensors may
+/// each have many matrices; with this, each tensor takes one look.
+fn shape_runs(matrices: Records<'_, MatrixRecord>) -> Vec<u32> {
+    let mut runs = Vec::with_capacity(matrices.len());
+    let (mut start, mut shape) = (0u32, None);
+    for (i, matrix) in (0u32..).zip(matrices.iter()) {
+        let found = Some((matrix.rows.get(), matrix.cols.get()));
+        if found != shape {
+            (start, shape) = (i, found);
+        }
+        runs.push(start);
+    }
+    runs
 }

@@ -63,12 +63,16 @@ pub struct View<'a> {
     codes: Cow<'a, [u8]>,
     entries: Box<super::View<'a>>,
     scale: Option<Box<super::View<'a>>>,
+    /// Whether the decoded codebooks may be kept.
+    keeps: bool,
     kept: OnceLock<Result<Vec<f32>>>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(raw: RawNode<'a>) -> Result<Self> {
         let descriptor = raw.check(Descriptor::parse)?;
+        let entries = raw.children.first().map_or(0, |c| c.rows().saturating_mul(c.cols()));
+        let keeps = raw.keep.take_values(entries, KEPT_ELEMS);
         let mut children = raw.children.into_iter().map(Box::new);
         let (_, codes_across) = descriptor.code_grid(raw.rows, raw.cols)?;
         Ok(Self {
@@ -87,6 +91,7 @@ impl<'a> View<'a> {
                 .next()
                 .ok_or_else(|| structure("child count", "expected the codebooks, found nothing"))?,
             scale: children.next(),
+            keeps,
             kept: OnceLock::new(),
         })
     }
@@ -165,7 +170,7 @@ impl<'a> View<'a> {
     /// The decoded codebooks, where they are small enough to be kept.
     fn kept(&self) -> Result<Option<&[f32]>> {
         let (rows, cols) = (self.entries.rows(), self.entries.cols());
-        if rows.saturating_mul(cols) > KEPT_ELEMS {
+        if !self.keeps {
             return Ok(None);
         }
         let kept = self.kept.get_or_init(|| {

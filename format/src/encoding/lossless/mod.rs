@@ -32,6 +32,8 @@ pub const VERSION: u16 = 1;
 
 /// Most decompressed bytes that a view keeps between reads.
 const SPARE_BYTES: usize = 1 << 20;
+/// About what a decompressor takes.
+const DECOMPRESSOR_BYTES: usize = 160 << 10;
 
 /// An opened node.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct View<'a> {
     rows_per_frame: usize,
     ends: Cow<'a, [u8]>,
     chunks: Cow<'a, [u8]>,
+    /// Whether reads may leave anything behind.
+    keeps: bool,
     /// What the last read left behind: rows of the same frame need no second decompression.
     spare: Mutex<Option<Workspace>>,
 }
@@ -49,16 +53,21 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     pub(super) fn new(raw: RawNode<'a>) -> Result<Self> {
         let descriptor = raw.check(Descriptor::parse)?;
+        let rows_per_frame = extent("rows_per_frame", descriptor.rows_per_frame.into())?;
+        let cols = extent("cols", raw.cols)?;
+        let frame_bytes = rows_per_frame.saturating_mul(cols).saturating_mul(descriptor.dtype.bytes());
+        let keeps = frame_bytes <= SPARE_BYTES && raw.keep.take(frame_bytes + DECOMPRESSOR_BYTES);
         let mut segments = raw.segments.into_iter();
         let mut segment =
             || segments.next().ok_or_else(|| structure("segment count", "expected more segments"));
         Ok(Self {
             dtype: descriptor.dtype,
             rows: extent("rows", raw.rows)?,
-            cols: extent("cols", raw.cols)?,
-            rows_per_frame: extent("rows_per_frame", descriptor.rows_per_frame.into())?,
+            cols,
+            rows_per_frame,
             ends: segment()?,
             chunks: segment()?,
+            keeps,
             spare: Mutex::new(None),
         })
     }
@@ -170,8 +179,7 @@ impl<'a> View<'a> {
             None => Workspace::new(self.dtype.bytes())?,
         };
         let result = read(&mut workspace);
-        let held_bytes: usize = workspace.planes.iter().map(Vec::len).sum();
-        if held_bytes <= SPARE_BYTES
+        if self.keeps
             && let Ok(mut spare) = self.spare.lock()
         {
             *spare = Some(workspace);
@@ -196,6 +204,9 @@ impl<'a> View<'a> {
             }
             if chunk.len() == elements {
                 *raw = Some(chunk);
+            } else if elements as u64 > MAX_FRAME_ELEMENTS {
+                let expected = format!("frame {frame}, plane {plane} stored raw in {elements} bytes");
+                return Err(Error::expected(ErrorKind::Value, "chunks", expected, chunk.len()));
             } else if !loaded {
                 buffer.resize(elements, 0);
                 decompress_frame_with(&mut workspace.decompressor, chunk, buffer)

@@ -1,6 +1,6 @@
 //! Builds `lossless` nodes.
 
-use super::{Descriptor, ID, VERSION, planes};
+use super::{Descriptor, ID, MAX_FRAME_ELEMENTS, VERSION, planes};
 use crate::dtype::DType;
 use crate::encoding::{extent, structure};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,10 +32,13 @@ pub fn pack(dtype: DType, rows: u64, cols: u64, bytes: &[u8]) -> Result<NodeData
     for elements in bytes.chunks(extent("cols", frame_bytes)?.max(1)) {
         for plane in 0..dtype.bytes() {
             planes::split(dtype.bytes(), plane, elements, &mut plane_bytes);
-            let frame = compressor.compress(&plane_bytes).map_err(zstd)?;
+            let frame = match plane_bytes.len() as u64 <= MAX_FRAME_ELEMENTS {
+                true => Some(compressor.compress(&plane_bytes).map_err(zstd)?),
+                false => None,
+            };
             // A chunk of the plane's own length is raw; saving a 64th is not worth decoding.
-            let worth = frame.len() < plane_bytes.len() - plane_bytes.len() / 64;
-            chunks.extend_from_slice(if worth { &frame } else { &plane_bytes });
+            let worth = frame.as_ref().filter(|f| f.len() < plane_bytes.len() - plane_bytes.len() / 64);
+            chunks.extend_from_slice(worth.unwrap_or(&plane_bytes));
             ends.extend_from_slice(&(chunks.len() as u64).to_le_bytes());
         }
     }
