@@ -140,13 +140,12 @@ pub fn codebook_with(
     }
     let mut vectors = Vectors::new(*matrix, shape, params)?;
     let books = &codebooks.books;
-    let mut codes = vectors.codes(books, params.beam as usize);
+    let codes = vectors.codes(books, params.beam as usize);
     if let Some(scale) = &mut vectors.scale {
-        // Once the codes are known, the scale that fits them best follows; then codes for that.
+        // The scale that fits the codes best. Codes found again for it would gain 0.005 dB.
         let fitted = vectors.layout.fitted_scales(books, &codes, &scale.values);
         let (rows, cols) = vectors.layout.scale_shape();
         *scale = params.scale.pack("scale", &fitted, rows, cols)?;
-        codes = vectors.codes(books, params.beam as usize);
     }
     let descriptor = format::Descriptor {
         codebooks: shape.books,

@@ -196,14 +196,13 @@ fn fixed<const DIM: usize>(
 ) {
     for (entry, pick) in entries.iter().zip(0u32..) {
         let half: f32 = 0.5 * entry.iter().map(|c| c * c).sum::<f32>();
-        let mut score = [0f32; LANES];
-        for lane in 0..LANES {
+        let score = |lane: usize| {
             let mut s = error[lane] + half;
             for k in 0..DIM {
                 s -= elements[k][lane] * entry[k];
             }
-            score[lane] = s;
-        }
+            s
+        };
         insert(score, pick, scores, picks);
     }
 }
@@ -218,14 +217,13 @@ fn weighted_fixed<const DIM: usize>(
     picks: &mut [Lane<u32>],
 ) {
     for (entry, pick) in entries.iter().zip(0u32..) {
-        let mut score = [0f32; LANES];
-        for lane in 0..LANES {
+        let score = |lane: usize| {
             let mut s = error[lane];
             for k in 0..DIM {
                 s += weights[k][lane] * entry[k] * (0.5 * entry[k] - elements[k][lane]);
             }
-            score[lane] = s;
-        }
+            s
+        };
         insert(score, pick, scores, picks);
     }
 }
@@ -247,13 +245,23 @@ fn any(
                 score[lane] += weight[lane] * c * (0.5 * c - element[lane]);
             }
         }
-        insert(score, pick, scores, picks);
+        insert(|lane| score[lane], pick, scores, picks);
     }
 }
 
 /// Puts an entry into each lane's ascending list; an equal score stays behind.
 #[inline(always)]
-fn insert(mut score: Lane<f32>, pick: u32, scores: &mut [Lane<f32>], picks: &mut [Lane<u32>]) {
+fn insert(score: impl Fn(usize) -> f32, pick: u32, scores: &mut [Lane<f32>], picks: &mut [Lane<u32>]) {
+    if let ([best], [index]) = (&mut *scores, &mut *picks) {
+        for lane in 0..LANES {
+            let new = score(lane);
+            let better = new < best[lane];
+            best[lane] = if better { new } else { best[lane] };
+            index[lane] = if better { pick } else { index[lane] };
+        }
+        return;
+    }
+    let mut score: Lane<f32> = core::array::from_fn(score);
     let mut pick = [pick; LANES];
     for (scores, picks) in scores.iter_mut().zip(picks) {
         for lane in 0..LANES {
