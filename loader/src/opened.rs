@@ -23,6 +23,8 @@ pub struct OpenTensor<'m> {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// Rows that are decoded at a time where it can be chosen.
+    block_rows: usize,
     values: Values<'m>,
     base: Option<Box<OpenTensor<'m>>>,
 }
@@ -60,12 +62,16 @@ impl<'m> OpenTensor<'m> {
             }
             None => None,
         };
+        let cols = extent(shape.cols)?;
+        let joined = extent(stored.joined_rows())?;
+        let block_rows = (BLOCK_ELEMS / cols.max(1)).max(1).checked_next_multiple_of(joined);
         Ok(Self {
             source: stored.source(),
             name: stored.record.name(),
             dtype: stored.record.dtype(),
             rows: extent(shape.all_rows())?,
-            cols: extent(shape.cols)?,
+            cols,
+            block_rows: block_rows.unwrap_or(usize::MAX),
             values,
             base,
         })
@@ -203,7 +209,7 @@ impl<'m> OpenTensor<'m> {
         out: &'o mut [T],
     ) -> impl Iterator<Item = (Range<usize>, &'o mut [T])> + use<'o, T> {
         let row_items = self.cols.saturating_mul(width).max(1);
-        let block_rows = (BLOCK_ELEMS / self.cols.max(1)).max(1);
+        let block_rows = self.block_rows;
         out.chunks_mut(block_rows.saturating_mul(row_items)).enumerate().map(move |(i, out)| {
             let start = rows.start.saturating_add(i.saturating_mul(block_rows)).min(rows.end);
             (start..start.saturating_add(block_rows).min(rows.end), out)

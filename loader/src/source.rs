@@ -60,17 +60,19 @@ impl FileSource {
         read_exact_at(&file, &mut head, 0).map_err(io)?;
         let head_bytes = Archive::<FileSource>::head_bytes(&head, stamp.bytes, limits)
             .map_err(|e| Error::format(path, e))?;
-        let have = head.len().min(size(head_bytes)?);
-        head.resize(size(head_bytes)?, 0);
-        let rest = head.get_mut(have..).unwrap_or(&mut []);
-        read_exact_at(&file, rest, have as u64).map_err(io)?;
+        // A new buffer is zero without being written to; growing the old one would write it twice.
+        let mut whole = vec![0; size(head_bytes)?];
+        let read = head.get(..head.len().min(whole.len())).unwrap_or(&[]);
+        let (start, rest) = whole.split_at_mut(read.len());
+        start.copy_from_slice(read);
+        read_exact_at(&file, rest, read.len() as u64).map_err(io)?;
         let map = match backend {
             Backend::Mmap => Some(Map::new(&file, size(stamp.bytes)?).map_err(io)?),
             Backend::Pread => None,
         };
         let limit_bytes = limits.decoded_segment_bytes;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, head, map })
+        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, head: whole, map })
     }
 
     /// The path that it was opened by.

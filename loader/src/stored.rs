@@ -7,7 +7,7 @@ use crate::source::FileSource;
 use crate::tensor::{MatrixShape, Tensor};
 use cmf_format::archive::{Matrix, Node};
 use cmf_format::encoding::{Shape, dense};
-use cmf_format::wire::TENSOR_DELTA;
+use cmf_format::wire::{TENSOR_DELTA, TRANSFORM_SCALE, TRANSFORM_SIGN_HADAMARD};
 use cmf_format::{Compression, DType};
 use core::ops::Range;
 
@@ -73,6 +73,18 @@ impl<'m> Stored<'m> {
         self.source().error(error.in_tensor(self.record.name()))
     }
 
+    /// How many rows have to be decoded together: transforms of the output side make each of them
+    /// from all of them. At least 1.
+    pub(crate) fn joined_rows(&self) -> u64 {
+        let outputs = self.record.matrices().flat_map(|m| m.transforms().1);
+        let joined = outputs.map(|transform| match transform.kind.get() {
+            TRANSFORM_SCALE => 1,
+            TRANSFORM_SIGN_HADAMARD => transform.block.get(),
+            _ => transform.size.get(),
+        });
+        joined.max().unwrap_or(1).max(1)
+    }
+
     /// The range of the file that is the tensor's elements, row-major, when there is one: raw
     /// dense terms of its own type, one below the other, without gaps between them.
     pub(crate) fn elements(&self) -> Option<Range<u64>> {
@@ -124,6 +136,19 @@ fn dense_type(node: &Node<'_, FileSource>) -> Option<DType> {
         return None;
     }
     with_shape(node, dense::Descriptor::parse).ok().map(|d| d.dtype)
+}
+
+/// Segments of the transforms of `matrix`.
+pub(crate) fn transform_segments(matrix: &Matrix<'_, FileSource>) -> Vec<u32> {
+    let archive = matrix.archive();
+    let (inputs, outputs) = matrix.transforms();
+    let transforms = inputs.into_iter().chain(outputs);
+    let segments = transforms.flat_map(|transform| {
+        let own = archive.segment(transform.segment.get()).map(|s| s.index());
+        let factors = archive.node(transform.node.get()).map(|n| n.all_segments());
+        own.into_iter().chain(factors.unwrap_or_default())
+    });
+    segments.collect()
 }
 
 /// Calls `parse` with what the directory says of `node`.

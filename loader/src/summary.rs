@@ -5,6 +5,7 @@ use crate::label::label;
 use crate::model::Model;
 use crate::references::{Reference, ReferenceKind};
 use crate::source::FileSource;
+use crate::stored::transform_segments;
 use crate::tensor::Tensor;
 use cmf_format::{Archive, DType};
 use std::collections::BTreeSet;
@@ -85,13 +86,7 @@ impl Tensor<'_> {
         let mut groups: Vec<(TermSummary, BTreeSet<u32>)> = Vec::new();
         let mut all = BTreeSet::new();
         for matrix in stored.record.matrices() {
-            let (inputs, outputs) = matrix.transforms();
-            for transform in inputs.into_iter().chain(outputs) {
-                let archive = stored.model.archive();
-                all.extend(archive.segment(transform.segment.get()).map(|s| s.index()));
-                let node = archive.node(transform.node.get());
-                all.extend(node.map(|node| node.all_segments()).unwrap_or_default());
-            }
+            all.extend(transform_segments(&matrix));
             for term in matrix.terms() {
                 let Some(node) = term.node() else { continue };
                 let (encoding, level, optional) = (label(&node), term.level(), term.is_optional());
@@ -163,8 +158,7 @@ impl Model {
             attributes.for_each(|s| mark(&mut by_attributes, s.index()));
             for matrix in archive.matrices() {
                 totals.elements = totals.elements.saturating_add(matrix.rows().saturating_mul(matrix.cols()));
-                let (inputs, outputs) = matrix.transforms();
-                inputs.iter().chain(&outputs).for_each(|t| mark(&mut by_tensors, t.segment.get()));
+                transform_segments(&matrix).into_iter().for_each(|i| mark(&mut by_tensors, i));
             }
             for ((segment, tensor), attribute) in archive.segments().zip(by_tensors).zip(by_attributes) {
                 let bytes = segment.record().stored_bytes.get();

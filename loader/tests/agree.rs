@@ -63,6 +63,11 @@ fn parallel_decoding_gives_the_same_bits() -> Outcome {
     let node = grouped_twice(701, 1003)?;
     let matrix = cmf_format::write::MatrixEntry::from_node(node);
     builder.tensor(entry("large.grouped", cmf_format::DType::F32, &[701, 1003], vec![matrix]));
+    let rotated = cmf_format::write::MatrixEntry {
+        output_transforms: vec![cmf_format::write::TransformEntry::SignHadamard { block: 64, seed: 3 }],
+        ..cmf_format::write::MatrixEntry::from_node(grouped_twice(704, 1000)?)
+    };
+    builder.tensor(entry("large.rotated", cmf_format::DType::F32, &[704, 1000], vec![rotated]));
     let dir = tempfile::tempdir()?;
     let path = write(dir.path(), "large.cmf", &builder)?;
     for backend in BACKENDS {
@@ -204,4 +209,31 @@ fn opened_tensors_decode_from_many_threads() -> Outcome {
             Ok(())
         })
     })
+}
+
+#[test]
+fn unknown_terms_cost_quality_or_their_tensor_alone() -> Outcome {
+    let mut builder = sample()?;
+    let mut matrix = levels_matrix()?;
+    matrix.units[0].terms.push(term(0, unknown_node()));
+    builder.tensor(entry("unknown", cmf_format::DType::F32, &[40, 50], vec![matrix]));
+    let dir = tempfile::tempdir()?;
+    let path = write(dir.path(), "newer.cmf", &builder)?;
+    for backend in BACKENDS {
+        let model = Model::open_with(&path, &options(backend))?;
+        assert_eq!(model.tensor("partly.known").ok_or("missing")?.open(Levels::All)?.left_out(), 1);
+        let known = decoded(&model, "levels", Levels::All)?;
+        assert_eq!(bits(&decoded(&model, "partly.known", Levels::All)?), bits(&known));
+        let unknown = model.tensor("unknown").ok_or("missing")?;
+        let error = unknown.decode(Levels::All, &mut vec![0.0; 2000]).err().ok_or("decoded")?;
+        assert_eq!(error.kind(), cmf_loader::ErrorKind::Format(cmf_format::ErrorKind::Unsupported));
+        let terms = unknown.summary()?.terms;
+        assert!(terms.iter().any(|t| t.encoding == "id 60000" && !t.known));
+        unknown.verify()?;
+        let found = model.verify_all(|_, _| {});
+        assert!(found.is_ok() && found.unknown_terms == 2, "{:?}", found.errors);
+        // Rows that the unknown term does not touch.
+        unknown.decode_rows(Levels::All, 20..40, &mut vec![0.0; 1000])?;
+    }
+    Ok(())
 }

@@ -140,7 +140,7 @@ fn resident_kilobytes(path: &std::path::Path) -> Fallible<Option<u64>> {
 fn opening_and_listing_touch_no_payload() -> Outcome {
     let mut builder = ArchiveBuilder::default();
     for i in 0..16u64 {
-        let bytes: Vec<u8> = (0..4u64 << 20).map(|n| (n * (i + 1) >> 8) as u8).collect();
+        let bytes: Vec<u8> = (0..4u64 << 20).map(|n| ((n * (i + 1)) >> 8) as u8).collect();
         let node = dense::pack(DType::F32, 1024, 1024, bytes)?;
         let matrix = MatrixEntry::from_node(node);
         builder.tensor(entry(&format!("tensor.{i}"), DType::F32, &[1024, 1024], vec![matrix]));

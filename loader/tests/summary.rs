@@ -49,6 +49,6 @@ fn totals_add_up_to_the_payload() -> Outcome {
     assert_eq!((totals.files, totals.tensors), (1, model.tensors().len()));
     assert_eq!(totals.file_bytes, model.file_bytes());
     // `tied.a` and `tied.b` are one; `blocks.*`, `experts` and the others are their own.
-    assert_eq!(totals.elements, 2000 + 1 + 2000 + 48 * 16 + 15 * 33 + 600 + 3000);
+    assert_eq!(totals.elements, 2000 + 1 + 2000 + 48 * 16 + 15 * 33 + 600 + 3000 + 2000 + 2000);
     Ok(())
 }

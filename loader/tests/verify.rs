@@ -13,7 +13,7 @@ fn a_sound_file_verifies() -> Outcome {
         let model = Model::open_with(&path, &options(backend))?;
         let found = model.verify_all(|_, _| {});
         assert!(found.is_ok(), "{:?}", found.errors);
-        assert_eq!((found.files, found.bytes, found.unknown_terms), (1, model.file_bytes(), 0));
+        assert_eq!((found.files, found.bytes, found.unknown_terms), (1, model.file_bytes(), 1));
         for tensor in model.tensors() {
             model.verify_tensor(tensor.name())?;
         }
@@ -157,5 +157,25 @@ fn values_that_hashes_allow_are_checked() -> Outcome {
         let hashes = VerifyOptions { values: false, ..VerifyOptions::default() };
         assert!(model.verify_with(&hashes, |_, _| {}).is_ok());
     }
+    Ok(())
+}
+
+#[test]
+fn a_permutation_that_is_none_is_found() -> Outcome {
+    use cmf_format::write::{MatrixEntry, TransformEntry};
+    use cmf_format::{ArchiveBuilder, DType};
+    let twice_zero = vec![0; 200];
+    let matrix = MatrixEntry {
+        input_transforms: vec![TransformEntry::Permute(twice_zero.into())],
+        ..MatrixEntry::from_node(grouped_twice(40, 50)?)
+    };
+    let dir = tempfile::tempdir()?;
+    let mut builder = ArchiveBuilder::default();
+    builder.tensor(entry("w", DType::F32, &[40, 50], vec![matrix]));
+    let model = Model::open(write(dir.path(), "bad.cmf", &builder)?)?;
+    let found = model.verify_all(|_, _| {});
+    let kinds: Vec<_> = found.errors.iter().map(Error::kind).collect();
+    assert_eq!(kinds, [ErrorKind::Format(cmf_format::ErrorKind::Value)]);
+    assert!(model.verify_tensor("w").is_err());
     Ok(())
 }

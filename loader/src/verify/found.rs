@@ -13,7 +13,6 @@ pub(super) enum Phase {
     Padding,
     Hashes,
     Sizes,
-    Attributes,
     Values,
 }
 

@@ -1,10 +1,9 @@
 //! Verification of one tensor.
 
-use super::values::verify_node;
+use super::values::{verify_node, verify_transforms};
 use crate::error::Result;
-use crate::stored::Stored;
+use crate::stored::{Stored, transform_segments};
 use crate::tensor::Tensor;
-use cmf_format::archive::Node;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
@@ -21,24 +20,19 @@ impl Tensor<'_> {
 
 fn verify_stored(stored: &Stored<'_>) -> Result<()> {
     let archive = stored.model.archive();
-    let mut segments = BTreeSet::new();
-    let mut nodes = BTreeSet::new();
-    for matrix in stored.record.matrices() {
-        let (inputs, outputs) = matrix.transforms();
-        for transform in inputs.into_iter().chain(outputs) {
-            segments.extend(archive.segment(transform.segment.get()).map(|s| s.index()));
-            nodes.extend(archive.node(transform.node.get()).map(|n| n.index()));
-        }
-        nodes.extend(matrix.terms().filter_map(|t| t.node()).map(|n| n.index()));
-    }
+    let matrices: Vec<_> = stored.record.matrices().collect();
+    let terms = matrices.iter().flat_map(|m| m.terms());
+    let nodes: BTreeSet<u32> = terms.filter_map(|t| t.node()).map(|n| n.index()).collect();
     let nodes: Vec<_> = nodes.into_iter().filter_map(|i| archive.node(i)).collect();
-    segments.extend(nodes.iter().flat_map(Node::all_segments));
+    let mut segments: BTreeSet<u32> = nodes.iter().flat_map(|n| n.all_segments()).collect();
+    segments.extend(matrices.iter().flat_map(transform_segments));
     let segments: Vec<_> = segments.into_iter().filter_map(|i| archive.segment(i)).collect();
     first_error(segments.into_par_iter().map(|segment| {
         let groups = segment.chunk_groups()?;
         first_error(groups.indices().into_par_iter().map(|group| groups.verify(group)))
     }))
-    .and_then(|()| first_error(nodes.into_par_iter().map(|node| verify_node(&node))))
+    .and_then(|()| first_error(matrices.par_iter().map(verify_transforms)))
+    .and_then(|()| first_error(nodes.par_iter().map(verify_node)))
     .map_err(|e| stored.error(e))?;
     stored.base.as_ref().map_or(Ok(()), |base| verify_stored(base))
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part of the helpers")]
 
 use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sparse};
-use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
+use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, SegmentData, WriteOptions};
 use cmf_loader::{Backend, Model, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ pub(crate) fn codebook_node(rows: u64, cols: u64) -> Fallible<NodeData> {
     Ok(codebook::pack(&descriptor, rows, cols, &codes, entries, None)?)
 }
 
-fn term(row_start: u64, node: NodeData) -> TermEntry {
+pub(crate) fn term(row_start: u64, node: NodeData) -> TermEntry {
     TermEntry { row_start, col_start: 0, optional: false, node: node.into() }
 }
 
@@ -128,8 +128,8 @@ pub(crate) fn dense_blocks(blocks: u64, rows: u64, cols: u64) -> Fallible<Matrix
     Ok(MatrixEntry { rows: rows * blocks, cols, units, ..MatrixEntry::default() })
 }
 
-/// Every encoding, sums, levels, row blocks with and without gaps, experts, tied and empty
-/// tensors, raw and compressed attributes.
+/// Every encoding and one that is unknown, sums, levels, transforms, row blocks with and without
+/// gaps, experts, tied and empty tensors, raw and compressed attributes.
 pub(crate) fn sample() -> Fallible<ArchiveBuilder> {
     let mut builder = ArchiveBuilder::new(small_groups());
     builder.attribute("config.json", "application/json", br#"{"a": 1}"#.to_vec());
@@ -152,7 +152,41 @@ pub(crate) fn sample() -> Fallible<ArchiveBuilder> {
     let exact: Vec<u8> = numbers(3000).iter().flat_map(|v| half_of(*v)).collect();
     let node = lossless::pack(DType::BF16, 60, 50, &exact)?;
     builder.tensor(entry("lossless", DType::BF16, &[60, 50], vec![MatrixEntry::from_node(node)]));
+    builder.tensor(entry("rotated", DType::F32, &[40, 50], vec![rotated_matrix()?]));
+    let mut partly = levels_matrix()?;
+    partly.units[0].terms.push(TermEntry { optional: true, ..term(0, unknown_node()) });
+    builder.tensor(entry("partly.known", DType::F32, &[40, 50], vec![partly]));
     Ok(builder)
+}
+
+/// Transforms of every kind on both sides.
+pub(crate) fn rotated_matrix() -> Fallible<MatrixEntry> {
+    let scale = |size: u64| -> Fallible<TransformEntry> {
+        let factors: Vec<f32> = (0..size).map(|i| 0.5 + i as f32 / 64.0).collect();
+        Ok(TransformEntry::Scale(dense::pack_values(DType::F32, 1, size, &factors)?.into()))
+    };
+    let reversed = |size: u32| {
+        TransformEntry::Permute((0..size).rev().flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into())
+    };
+    let matrix = MatrixEntry::from_node(grouped_twice(40, 50)?);
+    Ok(MatrixEntry {
+        input_transforms: vec![reversed(50), TransformEntry::SignHadamard { block: 2, seed: 9 }, scale(50)?],
+        output_transforms: vec![scale(40)?, TransformEntry::SignHadamard { block: 8, seed: 7 }, reversed(40)],
+        ..matrix
+    })
+}
+
+/// A node of an encoding that no reader knows.
+pub(crate) fn unknown_node() -> NodeData {
+    NodeData {
+        encoding: 60_000,
+        version: 1,
+        rows: 20,
+        cols: 50,
+        descriptor: vec![0; 8],
+        segments: vec![b"from the future".to_vec().into()],
+        children: vec![],
+    }
 }
 
 /// The high half of `value`: bf16 for values that fit it.
