@@ -130,7 +130,7 @@ def parse_tables(directory, table_count):
         rule(reserved == 0, "table", kind, "reserved bytes")
         start = align(end, 8) if index else end
         rule(offset == start, "table", kind, "at", offset, "expected", start)
-        if kind in TABLES and TABLES[kind][1] != "<B":
+        if kind not in (1, 11):  # strings, descriptors
             within("records", count)
         rule(offset + record_bytes * count <= len(directory), "table", kind, "beyond the directory")
         rule(not any(directory[end:start]), "bytes before table", kind)
@@ -195,7 +195,7 @@ def is_file_name(name):
         and len(name.encode()) <= 255
         and name[0] != " "
         and name[-1] not in " ."
-        and name.split(".")[0].rstrip(" ").upper() not in DEVICES
+        and name.split(".")[0].rstrip(" ").encode().upper().decode() not in DEVICES  # upper case of ASCII
     )
 
 
@@ -965,7 +965,7 @@ def grouped_open(node, sizes):
     fields = "bits code_map scale_op zero_op group_rows group_cols offset exponent_bits mantissa_bits"
     d = parse_descriptor(node, "<BBBBIIiBBBBiQ", fields + " sign_bits special bias reserved")
     rule(1 <= d.bits <= 8, "grouped: bits", d.bits)
-    check(d.code_map <= 2 and d.scale_op <= 2 and d.zero_op <= 2, "unsupported", d)
+    check(d.code_map <= 2, "unsupported", d)
     if d.code_map == 1:
         rule(d.sign_bits <= 1 and d.exponent_bits >= 1 and -127 <= d.bias <= 127, d)
         rule(d.sign_bits + d.exponent_bits + d.mantissa_bits == d.bits, d)
@@ -973,6 +973,7 @@ def grouped_open(node, sizes):
     else:
         rule(not any((d.exponent_bits, d.mantissa_bits, d.sign_bits, d.special, d.bias)), d)
     rule(d.code_map == 0 or d.offset == 0, d)
+    check(d.scale_op <= 2 and d.zero_op <= 2, "unsupported", d)
     down = ceil_div(node.rows, d.group_rows) if d.group_rows else min(node.rows, 1)
     across = ceil_div(node.cols, d.group_cols) if d.group_cols else min(node.cols, 1)
     shapes = [({down, 1}, {across, 1})] * ((d.scale_op > 0) + (d.zero_op > 0))
