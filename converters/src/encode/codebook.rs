@@ -77,7 +77,7 @@ pub fn codebooks(matrices: &[Matrix<'_>], params: &CodebookParams) -> Result<Cod
     if total == 0 {
         return Err(Error::bad_argument("matrix").expected("elements to train codebooks on"));
     }
-    let wanted = (params.samples_per_entry.max(1) as usize) << shape.bits;
+    let wanted = (1usize << shape.bits).saturating_mul(params.samples_per_entry.max(1) as usize);
     let count = wanted.min(MAX_PAIRS >> shape.bits).min(total);
     let mut random = SplitMix64::new(params.seed);
     let mut samples = Samples {

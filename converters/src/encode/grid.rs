@@ -26,7 +26,7 @@ impl Grid {
     pub(super) fn new(rows: usize, cols: usize, group_rows: u32, group_cols: u32) -> Self {
         let side = |extent: usize, group: u32| match group {
             0 => extent.max(1),
-            group => group as usize,
+            group => (group as usize).min(extent.max(1)),
         };
         let (group_rows, group_cols) = (side(rows, group_rows), side(cols, group_cols));
         Self {

@@ -121,6 +121,8 @@ impl Encoder<'_> {
             fits.iter().zip(scales).map(|(fit, scale)| Fit { scale: *scale, ..*fit }).collect();
         match self.params.method {
             Method::Rtn => {}
+            // The search has fitted the base to a scale that hardly differs.
+            Method::Mse if self.params.scale.is_fine() => {}
             Method::Mse => self.for_each_group(&mut fits, |group, fit| {
                 fit.base = with_levels!(&self.levels.kind, levels =>
                     mse::refit_base(levels, rule, group, fit.scale, fit.base));

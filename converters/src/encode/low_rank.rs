@@ -21,12 +21,26 @@ const LEAST_WEIGHT: f64 = 1e-6;
 /// Factors of a matrix of small rank: `sum_k a_t[k][i] * b[k][j]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors {
-    /// Number of components, the strongest first.
-    pub rank: usize,
+    pub(super) rank: usize,
+    pub(super) a_t: Vec<f32>,
+    pub(super) b: Vec<f32>,
+}
+
+impl Factors {
+    /// Number of components, at least 1, the strongest first.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// `[rank, rows]`, row-major.
-    pub a_t: Vec<f32>,
+    pub fn a_t(&self) -> &[f32] {
+        &self.a_t
+    }
+
     /// `[rank, cols]`, row-major.
-    pub b: Vec<f32>,
+    pub fn b(&self) -> &[f32] {
+        &self.b
+    }
 }
 
 /// The best factors of a rank in the (weighted) squared error, each with the square root of the

@@ -12,19 +12,17 @@ use cmf_format::NodeData;
 use cmf_format::encoding::sparse::{self, Block, Positions};
 use rayon::prelude::*;
 
+/// Largest group that is searched for outliers by error: the search is quadratic.
+const MAX_GROUP: usize = 1 << 14;
+
 /// Positions and values of the entries of a sparse matrix, row by row (CSR).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outliers {
-    /// Rows of the matrix.
-    pub rows: usize,
-    /// Columns of the matrix.
-    pub cols: usize,
-    /// First entry of each row, and the number of entries at the end.
-    pub row_offsets: Vec<u32>,
-    /// Column of each entry, ascending within a row.
-    pub columns: Vec<u32>,
-    /// Value of each entry.
-    pub values: Vec<f32>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_offsets: Vec<u32>,
+    pub(super) columns: Vec<u32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Outliers {
@@ -50,6 +48,21 @@ impl Outliers {
             columns: indices.iter().map(|index| (index % cols) as u32).collect(),
             values: indices.iter().map(|index| matrix.values()[*index]).collect(),
         })
+    }
+
+    /// First entry of each row, and the number of entries at the end.
+    pub fn row_offsets(&self) -> &[u32] {
+        &self.row_offsets
+    }
+
+    /// Column of each entry, ascending within a row.
+    pub fn columns(&self) -> &[u32] {
+        &self.columns
+    }
+
+    /// Value of each entry.
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 
     /// Number of entries.
@@ -107,7 +120,8 @@ impl Outliers {
 /// Ties go to the entry that comes first in row-major order.
 ///
 /// # Errors
-/// `BadArgument` for a fraction outside 0 to 1 or for errors of no `grouped` term.
+/// `BadArgument` for a fraction outside 0 to 1 or for errors of no `grouped` term, `Unsupported` for
+/// errors of very large groups.
 pub fn outliers(matrix: &Matrix<'_>, select: &Select, base: Option<&GroupedParams>) -> Result<Outliers> {
     let indices = match *select {
         Select::Fraction(fraction) => largest(matrix, share(matrix, fraction)?),
@@ -205,6 +219,11 @@ fn costliest(matrix: &Matrix<'_>, count: usize, base: &GroupedParams) -> Result<
     let levels = LevelSet::new(base)?;
     let rule = Rule::new(base, &levels)?;
     let grid = Grid::new(matrix.rows(), matrix.cols(), base.group_rows, base.group_cols);
+    if grid.group_rows * grid.group_cols > MAX_GROUP {
+        return Err(Error::unsupported("outliers by error")
+            .expected(format_args!("groups of at most {MAX_GROUP} elements"))
+            .found(grid.group_rows * grid.group_cols));
+    }
     let removals: Vec<Vec<Removal>> = (0..grid.down)
         .into_par_iter()
         .map_init(Default::default, |buffers: &mut (Vec<f32>, Vec<f32>), i| {

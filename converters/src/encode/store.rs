@@ -23,6 +23,11 @@ impl Store {
         }
     }
 
+    /// Whether rounding moves a value by a fraction of a per cent at most.
+    pub(super) fn is_fine(&self) -> bool {
+        matches!(self, Store::F32 | Store::F16 | Store::Bf16)
+    }
+
     /// Whether scales of either sign are kept as well as positive ones.
     pub(super) fn is_signed(&self) -> bool {
         match self {

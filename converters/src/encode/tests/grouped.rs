@@ -340,7 +340,7 @@ fn writes_the_same_bytes_as_ever() {
         [
             "be2234b9dba3e603",
             "ca56d4a3b9cb0d1a",
-            "958024b0dd7185c1",
+            "5f61466013a50c8d",
             "d6e92472a5d90f02",
             "11accf99d78c134e",
             "2dc01368423b45b4",

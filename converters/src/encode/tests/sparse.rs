@@ -125,6 +125,14 @@ fn values_may_be_quantised() {
 }
 
 #[test]
+fn rejects_errors_of_very_large_groups() {
+    let source = Source::normal(200, 200, 5);
+    let base = GroupedParams { group_rows: 0, group_cols: 0, ..GroupedParams::default() };
+    let error = outliers(&source.matrix(), &Select::Error(0.01), Some(&base)).map(drop);
+    assert_eq!(error.map_err(|e| e.kind()), Err(ErrorKind::Unsupported));
+}
+
+#[test]
 fn rejects_fraction_above_1() {
     let source = Source::normal(2, 2, 5);
     let error = outliers(&source.matrix(), &Select::Fraction(1.5), None).map(drop);
