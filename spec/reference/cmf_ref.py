@@ -218,8 +218,8 @@ class Strings:
 
     def get(self, reference, is_right):
         offset, length = reference % 2**32, reference >> 32
-        rule(offset + length <= len(self.table), "string beyond its table")
         within("name_bytes", length)
+        rule(offset + length <= len(self.table), "string beyond its table")
         text = self.decode(offset, length)
         rule(is_right(text), ascii(text), is_right.__name__, "is false")
         self.used.add((offset, length))
@@ -645,7 +645,7 @@ class Archive:
         for matrix in self.readable_matrices(tensor):
             terms, left_out = self.matrix_terms(matrix, level)
             end = 0
-            for term in sorted(terms, key=lambda term: term.row_start):
+            for term in terms:
                 node = self.nodes[term.node]
                 is_next = term.row_start == end and node.cols == matrix.cols
                 if not is_next or node.encoding not in (1, 6) or node.fields.dtype != tensor.dtype:
