@@ -1,10 +1,12 @@
 //! The bodies of the fuzz targets: functions of arbitrary bytes that panic when a law is broken.
 
+mod converters;
 mod decode;
 mod differential;
 mod open;
 mod write_then_read;
 
+pub use converters::converters;
 pub use decode::decode;
 pub use differential::{compare, differential};
 pub use open::open;
@@ -22,6 +24,7 @@ pub const ALL: &[Target] = &[
     ("decode", decode),
     ("differential", differential),
     ("write_then_read", write_then_read),
+    ("converters", converters),
 ];
 
 /// Limits under which no input may make a reader allocate much more than its own length.
