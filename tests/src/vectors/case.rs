@@ -1,7 +1,8 @@
 //! Vectors as they are written: a file and what to expect of it.
 
 use super::naive::Piece;
-use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
+use super::transform::{self, Transform};
+use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, Result, SegmentData, WriteOptions, hash};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -52,21 +53,6 @@ pub struct Unit {
     pub terms: Vec<Term>,
 }
 
-/// A transform and what it does to the sums of a matrix `[rows, cols]`.
-#[derive(Clone)]
-pub struct Transform {
-    /// What is written.
-    pub entry: TransformEntry,
-    /// Changes row-major sums in place.
-    pub apply: fn(&TransformEntry, &mut [f32], usize, usize),
-}
-
-impl core::fmt::Debug for Transform {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.entry.fmt(f)
-    }
-}
-
 /// A matrix of a tensor.
 #[derive(Clone, Debug, Default)]
 pub struct Matrix {
@@ -89,7 +75,7 @@ impl Matrix {
     }
 
     fn entry(&self) -> MatrixEntry {
-        let transforms = |list: &[Transform]| list.iter().map(|t| t.entry.clone()).collect();
+        let transforms = |list: &[Transform]| list.iter().map(Transform::entry).collect();
         MatrixEntry {
             rows: self.rows as u64,
             cols: self.cols as u64,
@@ -119,9 +105,7 @@ impl Matrix {
                 }
             }
         }
-        for transform in self.outputs.iter().chain(&self.inputs) {
-            (transform.apply)(&transform.entry, &mut sums, self.rows, self.cols);
-        }
+        transform::apply(&self.inputs, &self.outputs, &mut sums, self.cols);
         sums
     }
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod naive;
 pub mod number;
 mod reject;
+pub mod transform;
 
 use case::Files;
 use cmf_format::Result;

@@ -1,7 +1,7 @@
 //! `codebook`: numbers of codebooks, code widths, vector shapes, scales, sharing.
 
 use crate::vectors::case::{Accept, Files, Tensor};
-use crate::vectors::naive::{Codebook, Piece, codebook, cycle, f16s, f32s};
+use crate::vectors::naive::{Codebook, Grouped, Piece, codebook, cycle, f16s, f32s, grouped, low_rank};
 use cmf_format::{DType, Result};
 
 const FOLDER: &str = "codebook";
@@ -16,18 +16,22 @@ fn codes(bits: usize, count: usize) -> Vec<u32> {
 }
 
 pub(super) fn add(files: &mut Files) -> Result<()> {
-    let mut file = Accept::new(FOLDER, "widths", "codes of 1 to 12 bits in one and in three codebooks");
-    for bits in [1, 2, 3, 4, 5, 7, 8, 9, 12] {
+    let mut file = Accept::new(FOLDER, "widths", "codes of 1 to 16 bits in one and in three codebooks");
+    for bits in [1, 2, 3, 4, 5, 7, 8, 9] {
         for books in [1, 3] {
-            if books << bits > 1 << 12 {
-                continue;
-            }
             let entries = entries(books, bits, 2);
             let c = Codebook { codebooks: books, bits, vector: (1, 2), entries: &entries, scale: None };
             let piece = codebook(&c, 2, 11, &codes(bits, 2 * 6 * books));
             file = file.tensor(Tensor::of(&format!("bits{bits:02}.codebooks{books}"), piece));
         }
     }
+    // 2^16 entries that take little space: a bit each, times a row.
+    let bits: Vec<u8> = (0..1u64 << 16).map(|i| (i * i % 251 % 2) as u8).collect();
+    let bits = grouped(&Grouped { bits: 1, ..Grouped::default() }, 1, 1 << 16, &bits);
+    let many = low_rank(&bits, &f32s(1, 2, &[0.3, -7.0]));
+    let c = Codebook { codebooks: 1, bits: 16, vector: (1, 2), entries: &many, scale: None };
+    let all = [0, 1, 2, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 12_345];
+    file = file.tensor(Tensor::of("bits16.codebooks1", codebook(&c, 1, 16, &all)));
     file.finish(files)?;
 
     let mut file = Accept::new(

@@ -40,7 +40,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
         "frames of one row, of several, of more than there are, with a short last frame; compressed chunks beside raw ones",
     );
     for rows_per_frame in [1, 2, 3, 6, 7, 8, 100] {
-        let piece = lossless(DType::BF16, (7, 40), rows_per_frame, &runs(7, 40), squeeze);
+        let piece = lossless(DType::BF16, (7, 21), rows_per_frame, &runs(7, 21), squeeze);
         file = file.tensor(Tensor::exact(&format!("rows_per_frame{rows_per_frame:03}"), piece));
     }
     file.finish(files)?;
@@ -56,19 +56,19 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
         .tensor(Tensor::exact("w", piece))
         .finish(files)?;
 
-    let part = |rows: usize| lossless(DType::BF16, (rows, 40), 2, &runs(rows, 40), squeeze);
+    let part = |rows: usize| lossless(DType::BF16, (rows, 21), 2, &runs(rows, 21), squeeze);
     let unit = |start: usize, rows: usize| Unit {
         level: 0,
         rows: (start, rows),
         terms: vec![part(rows).at_place(start, 0)],
     };
-    let matrix = Matrix { rows: 7, cols: 40, units: vec![unit(0, 4), unit(4, 3)], ..Matrix::default() };
+    let matrix = Matrix { rows: 7, cols: 21, units: vec![unit(0, 4), unit(4, 3)], ..Matrix::default() };
     Accept::new(
         FOLDER,
         "row_blocks",
         "two units of rows, still exact; and a tensor of another type than its node, which is not",
     )
-    .tensor(Tensor::new("exact", DType::BF16, &[7, 40], vec![matrix]))
+    .tensor(Tensor::new("exact", DType::BF16, &[7, 21], vec![matrix]))
     .tensor(Tensor::sum("rounded", DType::F16, vec![part(3).into()]))
     .finish(files)
 }

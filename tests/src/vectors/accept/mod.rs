@@ -7,6 +7,7 @@ mod grouped;
 mod lossless;
 mod low_rank;
 mod sparse;
+mod transforms;
 mod unknown;
 
 use super::case::Files;
@@ -19,6 +20,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
     low_rank::add(files)?;
     codebook::add(files)?;
     lossless::add(files)?;
+    transforms::add(files)?;
     container::add(files)?;
     unknown::add(files)
 }

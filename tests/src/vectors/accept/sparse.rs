@@ -41,7 +41,9 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
                 let b = Blocks { replace, index_bits, block: (1, 1), entries: &entries, values: &values };
                 let piece = blocks(&b, 3, cols);
                 let name = format!("{layout}.{op}.cols{cols}");
-                file = file.tensor(Tensor::of(&format!("{name}.alone"), piece.clone()));
+                if !replace {
+                    file = file.tensor(Tensor::of(&format!("{name}.alone"), piece.clone()));
+                }
                 let sum = vec![base(3, cols).into(), piece.into()];
                 file = file.tensor(Tensor::sum(&format!("{name}.on_base"), DType::F32, sum));
             }
@@ -112,7 +114,9 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
             let values = values(2 * kept, kept);
             let name = format!("{n}of{m}.cols{cols}");
             let added = n_of_m(false, (n, m), (2, cols), &positions, &values);
-            file = file.tensor(Tensor::of(&format!("{name}.alone"), added));
+            if m != 65_535 {
+                file = file.tensor(Tensor::of(&format!("{name}.alone"), added));
+            }
             let replaced = n_of_m(true, (n, m), (2, cols), &positions, &values);
             let sum = vec![base(2, cols).into(), replaced.into()];
             file = file.tensor(Tensor::sum(&format!("{name}.on_base"), DType::F32, sum));
