@@ -301,6 +301,7 @@ class Archive:
             check(row.kind in ARCHIVES, "unsupported", "archive of kind", row.kind)
             check(row.flags & 0xFFFF == 0, "unsupported", "archive: flags", row.flags)
         self.names = strings.names(self.tensors, is_tensor_name)
+        self.index = {name: index for index, name in enumerate(self.names)}
         strings.check_layout(self.passed_over)
 
     # 4.12, and what 5.2 says about records
@@ -606,8 +607,8 @@ class Archive:
 
     # 6.4
     def tensor(self, name):
-        check(name in self.names, "argument", "no tensor", ascii(name))
-        return self.tensors[self.names.index(name)]
+        check(name in self.index, "argument", "no tensor", ascii(name))
+        return self.tensors[self.index[name]]
 
     def readable_matrices(self, tensor):
         """The tensor's matrices, after a look at all that must be understood and at the limits of 8."""
@@ -1516,7 +1517,7 @@ def compare(archive, safetensors):
     """Prints what differs; the number of tensors that do."""
     problems = {name: "is only in the .cmf" for name in set(archive.names) - set(safetensors)}
     for name, row in safetensors.items():
-        known = name in archive.names
+        known = name in archive.index
         problems[name] = compare_tensor(archive, name, *row) if known else "is not in the .cmf"
     problems = {name: problem for name, problem in sorted(problems.items()) if problem}
     for name, problem in problems.items():
