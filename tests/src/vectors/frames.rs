@@ -61,7 +61,7 @@ pub fn bomb(count: u64) -> Vec<u8> {
     const BLOCK: u64 = 128 << 10;
     let full = (count / BLOCK) as usize;
     let mut blocks = vec![Block::Repeat(0, BLOCK as usize); full];
-    if count % BLOCK != 0 {
+    if !count.is_multiple_of(BLOCK) {
         blocks.push(Block::Repeat(0, (count % BLOCK) as usize));
     }
     frame(count, &blocks)

@@ -200,8 +200,7 @@ pub fn grouped(g: &Grouped<'_>, rows: usize, cols: usize, codes: &[u8]) -> Piece
     let mut values = Vec::new();
     for i in 0..rows {
         for j in 0..cols {
-            let group_row = if g.group.0 == 0 { 0 } else { i / g.group.0 };
-            let group_col = if g.group.1 == 0 { 0 } else { j / g.group.1 };
+            let (group_row, group_col) = (group_of(i, g.group.0), group_of(j, g.group.1));
             let code = codes[i * cols + j];
             let mut v = match g.map {
                 Map::Integer(offset) => {
@@ -241,6 +240,11 @@ pub fn grouped(g: &Grouped<'_>, rows: usize, cols: usize, codes: &[u8]) -> Piece
         children: [g.scale, g.zero, table].into_iter().flatten().collect(),
     }
     .piece(values)
+}
+
+/// The group that an index lies in; a size of 0 is one group of everything.
+fn group_of(index: usize, size: usize) -> usize {
+    index.checked_div(size).unwrap_or(0)
 }
 
 fn special_minifloat(code: u8, exponent_bits: u8, mantissa_bits: u8, bias: i32, special: u8) -> f32 {
@@ -399,7 +403,7 @@ pub fn codebook(c: &Codebook<'_>, rows: usize, cols: usize, codes: &[u32]) -> Pi
                 v += entry(m);
             }
             if let Some((scale, scale_cols)) = c.scale {
-                v *= scale.at(vector_row, if scale_cols == 0 { 0 } else { j / scale_cols });
+                v *= scale.at(vector_row, group_of(j, scale_cols));
             }
             values.push(v);
         }

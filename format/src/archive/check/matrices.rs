@@ -138,20 +138,15 @@ impl<S: Source> Check<'_, S> {
                 let problem = format!("[{node_rows}, {node_cols}] is empty");
                 return Err(self.bad(Table::Terms, k, "node", problem));
             }
-            let last_row = term.row_start.get().checked_add(node_rows).unwrap_or(u64::MAX);
-            let last_col = term.col_start.get().checked_add(node_cols).unwrap_or(u64::MAX);
-            if term.row_start.get() < start || last_row > end || last_col > matrix.cols.get() {
-                return Err(self.bad(
-                    Table::Terms,
-                    k,
-                    "row_start",
-                    format!(
-                        "rows {}..{last_row}, columns {}..{last_col} pass the unit's rows {start}..{end} or the matrix's {} columns",
-                        term.row_start.get(),
-                        term.col_start.get(),
-                        matrix.cols.get()
-                    ),
-                ));
+            // None when the sum overflows: it then passes even an end of 2^64 - 1.
+            let (row, col) = (term.row_start.get(), term.col_start.get());
+            let fits = |from: u64, extent: u64, end: u64| from.checked_add(extent).is_some_and(|e| e <= end);
+            if row < start || !fits(row, node_rows, end) || !fits(col, node_cols, matrix.cols.get()) {
+                let problem = format!(
+                    "{node_rows} rows from {row}, {node_cols} columns from {col} pass the unit's rows {start}..{end} or the matrix's {} columns",
+                    matrix.cols.get()
+                );
+                return Err(self.bad(Table::Terms, k, "row_start", problem));
             }
             next = next.saturating_add(1);
         }

@@ -30,7 +30,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
         (0..rows * cols)
             .flat_map(|i| {
                 let exponent = 0x7C + (i / cols % 5) as u16;
-                (exponent << 7 | (i as u16 % 251) << 15 | i as u16 * 3 % 128).to_le_bytes()
+                (exponent << 7 | (i as u16 % 251) << 15 | (i as u16 * 3 % 128)).to_le_bytes()
             })
             .collect()
     };

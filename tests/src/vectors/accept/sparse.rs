@@ -13,7 +13,7 @@ fn values(count: usize, width: usize) -> Piece {
 
 /// f32 values with zeros of both signs, a base to add to.
 fn base(rows: usize, cols: usize) -> Piece {
-    let value = |i: usize| [-0.0, 0.1, 0.0, -2.5][i % 4] * if i % 3 == 0 { 1.0 } else { 3.0 };
+    let value = |i: usize| [-0.0, 0.1, 0.0, -2.5][i % 4] * [1.0, 3.0, 3.0][i % 3];
     f32s(rows, cols, &(0..rows * cols).map(value).collect::<Vec<_>>())
 }
 

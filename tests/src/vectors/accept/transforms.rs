@@ -29,7 +29,8 @@ fn factors(n: usize) -> Transform {
 
 pub(super) fn add(files: &mut Files) -> Result<()> {
     let signs = |n: usize| (0..n).map(|i| i * i % 3 == 1).collect::<Vec<_>>();
-    let kinds: [(&str, fn(usize) -> Transform); 3] = [
+    type Kind = fn(usize) -> Transform;
+    let kinds: [(&str, Kind); 3] = [
         ("scale", factors),
         ("permute", permutation),
         ("sign_hadamard", |n| Transform::SignHadamard(if n % 4 == 0 { 4 } else { 2 }, 7)),

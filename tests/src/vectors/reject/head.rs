@@ -199,7 +199,7 @@ fn tables(out: &mut Rejects<'_>) -> Result<()> {
         "limit",
         "records",
         "2^27 + 1 records in one table, which is checked before whether they fit",
-        { set(record(table::REFS) + 24, &((1u64 << 27) + 1).to_le_bytes()).seal() },
+        set(record(table::REFS) + 24, &((1u64 << 27) + 1).to_le_bytes()).seal(),
     );
 
     let with = |kind: u32, flags: u32| {

@@ -107,7 +107,7 @@ fn heap(out: &mut Rejects<'_>, base: &Parts) {
     out.structure(
         "strings_not_used_whole",
         "a record names a part of a string, and nothing names the rest",
-        { base.clone().build().u32(table::ATTRIBUTES, 0, 12, 9) },
+        base.clone().build().u32(table::ATTRIBUTES, 0, 12, 9),
     );
     out.structure("strings_overlap", "two strings overlap", {
         base.clone().build().u32(table::ATTRIBUTES, 0, 8, 4).u32(table::ATTRIBUTES, 0, 12, 11)

@@ -3,7 +3,8 @@
 use super::{Rejects, bases};
 use crate::vectors::case::FailsAt;
 use crate::vectors::image::table::{self, MATRICES, SCHEDULE, TERMS, TRANSFORMS, UNITS};
-use cmf_format::Result;
+use crate::vectors::naive::cycle;
+use cmf_format::{DType, Result};
 
 pub(super) fn add(out: &mut Rejects<'_>) -> Result<()> {
     matrices(out)?;
@@ -148,6 +149,32 @@ fn terms(out: &mut Rejects<'_>) -> Result<()> {
         let empty = base.parts().segment(0, vec![], 0, 0).build();
         empty.u64(table::NODES, 0, 8, 0)
     });
+
+    // Such a sum must not be taken for 2^64 - 1, which is where this matrix ends.
+    let most = u64::MAX;
+    let tall = bases::one(&cycle(DType::I8, 2, 1, 0))?.image();
+    let tall = tall
+        .u64(table::EXTENTS, 0, 0, most)
+        .u64(table::TENSORS, 0, 32, most)
+        .u64(MATRICES, 0, 0, most)
+        .u64(UNITS, 0, 24, most)
+        .u64(TERMS, 0, 8, most - 1);
+    out.structure(
+        "term_row_overflow_largest",
+        "row and rows of a term overflow in a matrix of 2^64 - 1 rows",
+        tall,
+    );
+    let wide = bases::one(&cycle(DType::I8, 1, 2, 0))?.image();
+    let wide = wide
+        .u64(table::EXTENTS, 1, 0, most)
+        .u64(table::TENSORS, 0, 32, most)
+        .u64(MATRICES, 0, 8, most)
+        .u64(TERMS, 0, 16, most - 1);
+    out.structure(
+        "term_column_overflow_largest",
+        "column and columns of a term overflow in a matrix of 2^64 - 1 columns",
+        wide,
+    );
     Ok(())
 }
 
