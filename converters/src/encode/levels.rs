@@ -136,11 +136,8 @@ impl Levels for &FewLevels {
 
     #[inline(always)]
     fn code(self, x: f32) -> u8 {
-        let mut code = self.codes[0];
-        for (midpoint, above) in self.midpoints.iter().zip(&self.codes[1..]) {
-            code = if x > *midpoint { *above } else { code };
-        }
-        code
+        let index: u32 = self.midpoints.iter().map(|midpoint| u32::from(x > *midpoint)).sum();
+        self.codes[index as usize & 15]
     }
 }
 

@@ -261,17 +261,24 @@ fn insert(score: impl Fn(usize) -> f32, pick: u32, scores: &mut [Lane<f32>], pic
         }
         return;
     }
-    let mut score: Lane<f32> = core::array::from_fn(score);
-    let mut pick = [pick; LANES];
-    for (scores, picks) in scores.iter_mut().zip(picks) {
-        for lane in 0..LANES {
-            let (new, old) = (score[lane], scores[lane]);
-            let (new_pick, old_pick) = (pick[lane], picks[lane]);
-            let better = new < old;
-            scores[lane] = if better { new } else { old };
-            picks[lane] = if better { new_pick } else { old_pick };
-            score[lane] = if better { old } else { new };
-            pick[lane] = if better { old_pick } else { new_pick };
+    let score: Lane<f32> = core::array::from_fn(score);
+    let last = scores.len() - 1;
+    let misses_all = score.iter().zip(&scores[last]).fold(true, |all, (new, worst)| all & (new >= worst));
+    if misses_all {
+        return;
+    }
+    // One lane at a time: few entries come this far, and LLVM 22 miscompiles a vectorised swap of
+    // two arrays under a condition (with AVX, the load of one moves behind the store of the other).
+    for (lane, new) in score.iter().enumerate() {
+        if *new < scores[last][lane] {
+            let mut at = last;
+            while at > 0 && *new < scores[at - 1][lane] {
+                scores[at][lane] = scores[at - 1][lane];
+                picks[at][lane] = picks[at - 1][lane];
+                at -= 1;
+            }
+            scores[at][lane] = *new;
+            picks[at][lane] = pick;
         }
     }
 }
