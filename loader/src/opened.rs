@@ -25,6 +25,8 @@ pub struct OpenTensor<'m> {
     cols: usize,
     /// Rows that are decoded at a time where it can be chosen.
     block_rows: usize,
+    /// Most bytes that are decoded and not asked for.
+    limit_bytes: u64,
     values: Values<'m>,
     base: Option<Box<OpenTensor<'m>>>,
 }
@@ -72,6 +74,7 @@ impl<'m> OpenTensor<'m> {
             rows: extent(shape.all_rows())?,
             cols,
             block_rows: block_rows.unwrap_or(usize::MAX),
+            limit_bytes: stored.model.archive().limits().decoded_tensor_bytes,
             values,
             base,
         })
@@ -178,7 +181,13 @@ impl<'m> OpenTensor<'m> {
         if before == 0 && out.len().is_multiple_of(cols) {
             return self.decode_rows(rows, out);
         }
-        let mut whole = vec![0.0; rows.len().saturating_mul(cols)];
+        let elements = rows.len().saturating_mul(cols);
+        if (elements as u64).saturating_mul(4) > self.limit_bytes {
+            let expected = format!("at most {} decoded bytes", self.limit_bytes);
+            let found = format!("{elements} values");
+            return Err(self.error(FormatError::expected(ErrorKind::Limit, "row", expected, found)));
+        }
+        let mut whole = vec![0.0; elements];
         self.decode_rows(rows, &mut whole)?;
         out.copy_from_slice(whole.get(before..before.saturating_add(out.len())).unwrap_or(&[]));
         Ok(())

@@ -381,6 +381,23 @@ fn a_delta_is_added_to_its_base() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn rejects_base_rows_larger_than_the_limit() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (mut below, mut main) = (ArchiveBuilder::default(), ArchiveBuilder::default());
+    let node = cmf_format::encoding::dense::pack_values(DType::F32, 1, 2000, &numbers(2000))?;
+    below.tensor(entry("w", DType::F32, &[40, 50], vec![MatrixEntry::from_node(node)]));
+    base(dir.path(), "base.cmf", &below, &mut main)?;
+    main.tensor(delta("w", &[40, 50], "base.cmf", vec![ones(40, 50)?]));
+    let path = write(dir.path(), "main.cmf", &main)?;
+    let limits = Limits { decoded_tensor_bytes: 7999, ..Limits::default() };
+    let model = Model::open_with(&path, &OpenOptions { limits, ..OpenOptions::default() })?;
+    let tensor = model.tensor("w").ok_or("missing")?;
+    let error = tensor.decode_rows(Levels::All, 3..4, &mut [0.0; 50]).err().ok_or("decoded")?;
+    assert_eq!(error.kind(), ErrorKind::Format(cmf_format::ErrorKind::Limit));
+    Ok(())
+}
+
 /// `files` files, each a delta of ones to the one before.
 fn chain(dir: &Path, files: usize) -> Fallible<PathBuf> {
     let mut builder = ArchiveBuilder::default();
