@@ -60,8 +60,8 @@ macro_rules! view {
                 let records = archive.records(table);
                 let end = range.end.min(u32::try_from(records.len()).unwrap_or(u32::MAX));
                 let start = range.start.min(end);
-                let skipped = records.iter().skip(start as usize).take((end - start) as usize);
-                skipped.enumerate().map(move |(i, record)| Self {
+                let found = records.slice(start as usize..end as usize).iter();
+                found.enumerate().map(move |(i, record)| Self {
                     archive,
                     index: start.saturating_add(i as u32),
                     record,

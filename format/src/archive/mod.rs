@@ -9,6 +9,7 @@ mod verify;
 
 pub use access::{Attribute, Matrix, Node, Reference, ReferenceKind, Segment, Step, Tensor, Term, Unit};
 pub use matrix::{MatrixView, TensorView};
+pub use verify::ChunkGroups;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash;
@@ -65,6 +66,14 @@ impl<'a, T: bytemuck::Pod> Records<'a, T> {
 
     fn len(&self) -> usize {
         self.span.count
+    }
+
+    /// The records of `range`, found without walking over those before it.
+    fn slice(self, range: core::ops::Range<usize>) -> Self {
+        let count = range.end.min(self.span.count).saturating_sub(range.start);
+        let skipped_bytes = range.start.saturating_mul(self.span.record_bytes);
+        let span = Span { offset: self.span.offset.saturating_add(skipped_bytes), count, ..self.span };
+        Self { span, ..self }
     }
 
     fn iter(&self) -> impl ExactSizeIterator<Item = &'a T> + use<'a, T> {
