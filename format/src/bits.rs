@@ -101,7 +101,7 @@ pub fn padding_is_zero(rows: &[u8], cols: u64, bits: u32) -> bool {
     let Some(stride) = row_bytes(cols, bits).and_then(|n| usize::try_from(n).ok()) else {
         return false;
     };
-    if stride == 0 {
+    if used_bits.is_multiple_of(32) {
         return true;
     }
     rows.chunks_exact(stride).all(|row| {

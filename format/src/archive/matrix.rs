@@ -1,6 +1,7 @@
 //! Opened matrices and tensors: sums of terms between transforms (spec: container, 6).
 
 use super::access::{Matrix, Tensor, Term};
+use super::sum::{Placed, sum_rows};
 use crate::DType;
 use crate::encoding::{KeepBudget, View};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,13 +21,6 @@ pub struct MatrixView<'a> {
     left_out: Vec<u32>,
     input_transforms: Vec<Transform>,
     output_transforms: Vec<Transform>,
-}
-
-#[derive(Debug)]
-struct Placed<'a> {
-    row: usize,
-    col: usize,
-    view: View<'a>,
 }
 
 /// What matrices that are opened together take.
@@ -168,34 +162,9 @@ impl<'a> MatrixView<'a> {
             ));
         }
         transform::left_multiply(&self.output_transforms, rows, self.cols, out, &mut |rows, out| {
-            self.sum_rows(rows, out)?;
+            sum_rows(&self.terms, rows, self.cols, out)?;
             transform::right_multiply(&self.input_transforms, self.cols, out)
         })
-    }
-
-    /// Rows of the sum of terms, before transforms.
-    fn sum_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        // -0.0 is the identity of IEEE addition: a single term keeps its negative zeros.
-        out.fill(-0.0);
-        let mut scratch = Vec::new();
-        for (i, term) in self.terms.iter().enumerate() {
-            let start = rows.start.max(term.row);
-            let end = rows.end.min(term.row + term.view.rows());
-            if start >= end {
-                continue;
-            }
-            let part = out.get_mut((start - rows.start) * self.cols..(end - rows.start) * self.cols);
-            term.view
-                .add_rows(
-                    start - term.row..end - term.row,
-                    part.unwrap_or(&mut []),
-                    self.cols,
-                    term.col,
-                    &mut scratch,
-                )
-                .map_err(|e| e.within(format_args!("term {i}")))?;
-        }
-        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod check;
 mod foreign;
 mod matrix;
+mod sum;
 mod transforms;
 mod verify;
 

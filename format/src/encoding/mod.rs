@@ -174,6 +174,14 @@ pub fn unknown(encoding: u32, version: u16) -> Error {
 }
 
 impl View<'_> {
+    /// Whether some rows decode in about their share of the time that all rows together take.
+    pub(crate) fn decodes_in_parts(&self) -> bool {
+        match self {
+            View::LowRank(view) => view.is_ready(),
+            _ => true,
+        }
+    }
+
     /// Adds rows `rows` to `out`, whose rows are `stride` apart and start `column` in.
     ///
     /// A `sparse` node that replaces touches only the positions that it lists.
