@@ -134,14 +134,11 @@ fn whole(bench: &Bench<'_>, name: &str) -> Result<Outcome> {
             stored = convert(source.as_ref(), &output, &options, &|_| {})?.file_bytes;
             Ok(())
         },
-        (
-            "copy+blake3",
-            &mut || {
-                let bytes = std::fs::read(&input)?;
-                black_box(blake3::hash(&bytes));
-                std::fs::write(&copy, &bytes).context("copy")
-            },
-        ),
+        ("copy+blake3", &mut || {
+            let bytes = std::fs::read(&input)?;
+            black_box(blake3::hash(&bytes));
+            std::fs::write(&copy, &bytes).context("copy")
+        }),
     )?;
     Ok(outcome.note(note(&recipe, stored, weights)))
 }

@@ -5,8 +5,8 @@ use crate::data;
 use crate::row::{Bench, Goal, Outcome, Row, Suite};
 use anyhow::{Result, bail};
 use cmf_converters::encode::{
-    self, CodebookParams, Codes, GroupedParams, LowRankParams, Matrix, Range, Select, SparseLayout, SparseParams,
-    Store, TermParams, Zero,
+    self, CodebookParams, Codes, GroupedParams, LowRankParams, Matrix, Range, Select, SparseLayout,
+    SparseParams, Store, TermParams, Zero,
 };
 use cmf_format::encoding::sparse::{self, Op};
 use cmf_format::encoding::{View, dense, lossless};
@@ -54,7 +54,10 @@ pub(crate) fn suite() -> Suite {
         let name = format!("decode/lossless/{}-bytes", dtype.name());
         rows.push(Row::new(name, [Goal::BytesPerSecond(1e9)], move |bench| elements(bench, dtype)));
     }
-    Suite { title: "decode: one node to f32, or to its own bytes, one thread; peer: memcpy of the output", rows }
+    Suite {
+        title: "decode: one node to f32, or to its own bytes, one thread; peer: memcpy of the output",
+        rows,
+    }
 }
 
 /// Decodes a node that `make` makes of weights.
@@ -71,14 +74,11 @@ fn values(bench: &Bench<'_>, make: fn(&[f32]) -> Result<NodeData>) -> Result<Out
             black_box(&mut ours);
             Ok(())
         },
-        (
-            "memcpy",
-            &mut || {
-                copy.copy_from_slice(black_box(&weights));
-                black_box(&mut copy);
-                Ok(())
-            },
-        ),
+        ("memcpy", &mut || {
+            copy.copy_from_slice(black_box(&weights));
+            black_box(&mut copy);
+            Ok(())
+        }),
     )?;
     let bits = node.stored_bytes() as f64 * 8.0 / weights.len() as f64;
     Ok(outcome.note(format!("{bits:.2} bits a weight")))
@@ -98,14 +98,11 @@ fn elements(bench: &Bench<'_>, dtype: DType) -> Result<Outcome> {
             black_box(&mut ours);
             Ok(())
         },
-        (
-            "memcpy",
-            &mut || {
-                copy.copy_from_slice(black_box(&source));
-                black_box(&mut copy);
-                Ok(())
-            },
-        ),
+        ("memcpy", &mut || {
+            copy.copy_from_slice(black_box(&source));
+            black_box(&mut copy);
+            Ok(())
+        }),
     )?;
     let share = node.stored_bytes() as f64 / source.len() as f64;
     Ok(outcome.note(format!("{:.1}% of the bytes", share * 100.0)))
@@ -139,7 +136,10 @@ fn sparse(weights: &[f32], select: Select, layout: SparseLayout) -> Result<NodeD
 
 /// Codebooks that are hardly trained: how good they are does not matter here.
 fn codebook(weights: &[f32], params: CodebookParams) -> Result<NodeData> {
-    term(weights, TermParams::Codebook(CodebookParams { iterations: 1, beam: 1, samples_per_entry: 4, ..params }))
+    term(
+        weights,
+        TermParams::Codebook(CodebookParams { iterations: 1, beam: 1, samples_per_entry: 4, ..params }),
+    )
 }
 
 /// The first and the last of every four, as f16.

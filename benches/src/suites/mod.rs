@@ -10,5 +10,12 @@ use crate::row::Suite;
 
 /// All tables in the order in which they are printed.
 pub(crate) fn all() -> Vec<Suite> {
-    vec![open::suite(), decode::suite(), tensor::suite(), convert::encoders(), convert::pipeline(), verify::suite()]
+    vec![
+        open::suite(),
+        decode::suite(),
+        tensor::suite(),
+        convert::encoders(),
+        convert::pipeline(),
+        verify::suite(),
+    ]
 }

@@ -57,14 +57,11 @@ mod linux {
                 black_box(list(&Model::open(&our_path)?));
                 Ok(())
             },
-            (
-                "safetensors",
-                &mut || {
-                    let map = Mmap::map_if_safe(&File::open(&peer_path)?)?;
-                    black_box(list_safetensors(&map)?);
-                    Ok(())
-                },
-            ),
+            ("safetensors", &mut || {
+                let map = Mmap::map_if_safe(&File::open(&peer_path)?)?;
+                black_box(list_safetensors(&map)?);
+                Ok(())
+            }),
         )?;
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         Ok(outcome.note(format!(

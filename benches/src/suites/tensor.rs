@@ -14,7 +14,8 @@ const COLS: usize = 4096;
 
 pub(crate) fn suite() -> Suite {
     let recipes = ["keep", "lossless", "q8", "q4", "q3", "q4-sparse", "q3-lowrank"];
-    let row = |recipe| Row::new(format!("tensor/{recipe}"), [], move |bench: &Bench<'_>| decode(bench, recipe));
+    let row =
+        |recipe| Row::new(format!("tensor/{recipe}"), [], move |bench: &Bench<'_>| decode(bench, recipe));
     Suite {
         title: "tensor: a tensor of an open model to f32, sums of terms included, one thread; peer: memcpy of the output",
         rows: recipes.into_iter().map(row).collect(),
@@ -35,14 +36,11 @@ fn decode(bench: &Bench<'_>, recipe: &str) -> Result<Outcome> {
             black_box(&mut ours);
             Ok(())
         },
-        (
-            "memcpy",
-            &mut || {
-                copy.copy_from_slice(black_box(&source));
-                black_box(&mut copy);
-                Ok(())
-            },
-        ),
+        ("memcpy", &mut || {
+            copy.copy_from_slice(black_box(&source));
+            black_box(&mut copy);
+            Ok(())
+        }),
     )?;
     let bits = model.file_bytes() as f64 * 8.0 / source.len() as f64;
     Ok(outcome.note(format!("{bits:.2} bits a weight")))

@@ -5,6 +5,7 @@ use crate::files::{converted, matrices};
 use crate::row::{Bench, Goal, Outcome, Row, Suite};
 use anyhow::{Result, ensure};
 use cmf_loader::{Backend, Model, OpenOptions, VerifyOptions};
+use std::fs::File;
 use std::hint::black_box;
 
 /// What a row verifies.
@@ -14,15 +15,18 @@ struct Case {
     /// Codes, indices and frames, besides hashes.
     values: bool,
     backend: Backend,
+    /// Whether the file is opened again in each round, so that its pages are mapped anew.
+    open: bool,
     threads: usize,
 }
 
 pub(crate) fn suite() -> Suite {
-    let one = Case { recipe: "keep", values: true, backend: Backend::Mmap, threads: 1 };
+    let one = Case { recipe: "keep", values: true, backend: Backend::Mmap, open: false, threads: 1 };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cases = [
         ("hashes", Case { values: false, ..one }),
         ("keep", one),
+        ("keep-open", Case { open: true, ..one }),
         ("keep-pread", Case { backend: Backend::Pread, ..one }),
         ("keep-all-threads", Case { threads, ..one }),
         ("q4", Case { recipe: "q4", ..one }),
@@ -35,15 +39,17 @@ pub(crate) fn suite() -> Suite {
         Row::new(format!("verify/{name}"), [Goal::Ratio(0.8)], move |bench| verify(bench, case))
     };
     Suite {
-        title: "verify: an open, warm file, one thread unless it says otherwise; peer: BLAKE3 of the same bytes in memory",
+        title: "verify: an open, warm file, one thread unless it says otherwise; peer: BLAKE3 of the same bytes in memory, \
+                or read",
         rows: cases.into_iter().map(row).collect(),
     }
 }
 
 fn verify(bench: &Bench<'_>, case: Case) -> Result<Outcome> {
-    let (_folder, path) = converted(matrices(8, 512, 4096), case.recipe)?;
+    let (_folder, path) = converted(matrices(16, 1024, 4096), case.recipe)?;
     let bytes = std::fs::read(&path)?;
-    let model = Model::open_with(&path, &OpenOptions { backend: case.backend, ..OpenOptions::default() })?;
+    let open = OpenOptions { backend: case.backend, ..OpenOptions::default() };
+    let model = Model::open_with(&path, &open)?;
     let options = VerifyOptions { values: case.values, ..VerifyOptions::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build()?;
     let time = if case.threads == 1 { Time::Cpu } else { Time::Wall };
@@ -51,20 +57,20 @@ fn verify(bench: &Bench<'_>, case: Case) -> Result<Outcome> {
         time,
         bytes.len() as u64,
         &mut || {
+            let fresh = if case.open { Some(Model::open_with(&path, &open)?) } else { None };
+            let model = fresh.as_ref().unwrap_or(&model);
             let found = pool.install(|| model.verify_with(&options, |_, _| {}));
             ensure!(found.is_ok(), "found damage: {:?}", found.errors);
             Ok(())
         },
-        (
-            "blake3",
-            &mut || {
-                match case.threads {
-                    1 => black_box(blake3::hash(&bytes)),
-                    _ => black_box(pool.install(|| blake3::Hasher::new().update_rayon(&bytes).finalize())),
-                };
-                Ok(())
-            },
-        ),
+        (if case.backend == Backend::Pread { "blake3+read" } else { "blake3" }, &mut || {
+            black_box(match case.backend {
+                Backend::Pread => blake3::Hasher::new().update_reader(File::open(&path)?)?.finalize(),
+                _ if case.threads == 1 => blake3::hash(&bytes),
+                _ => pool.install(|| blake3::Hasher::new().update_rayon(&bytes).finalize()),
+            });
+            Ok(())
+        }),
     )?;
     Ok(outcome.note(format!("{:.1} MB", bytes.len() as f64 / 1e6)))
 }
