@@ -64,9 +64,7 @@ pub(super) fn widen(row: &[f32], least: &mut [f32], greatest: &mut [f32]) {
 #[inline(always)]
 pub(super) fn codes<L: Levels>(levels: L, affine: Affine, values: &[f32], codes: &mut [u8]) {
     let factor = affine.factor();
-    for (code, value) in codes.iter_mut().zip(values) {
-        *code = levels.code((value - affine.add) * factor + affine.subtract);
-    }
+    levels.codes(values, |value| (value - affine.add) * factor + affine.subtract, codes);
 }
 
 /// Codes of a row whose groups are so narrow that each column brings its own parameters.

@@ -11,6 +11,13 @@ pub(super) trait Levels: Copy + Sync {
     fn level(self, x: f32) -> f32;
     /// The code of the level nearest to `x`.
     fn code(self, x: f32) -> u8;
+    /// The codes of the levels nearest to `values`, each taken through `map` first.
+    #[inline(always)]
+    fn codes(self, values: &[f32], map: impl Fn(f32) -> f32, codes: &mut [u8]) {
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = self.code(map(*value));
+        }
+    }
 }
 
 /// 1.5 * 2^23: adding it to a number of magnitude below 2^22 rounds that to an integer, ties to
@@ -138,6 +145,19 @@ impl Levels for &FewLevels {
     fn code(self, x: f32) -> u8 {
         let index: u32 = self.midpoints.iter().map(|midpoint| u32::from(x > *midpoint)).sum();
         self.codes[index as usize & 15]
+    }
+
+    /// One midpoint after the other for some values at a time, which vectorises.
+    #[inline(always)]
+    fn codes(self, values: &[f32], map: impl Fn(f32) -> f32, codes: &mut [u8]) {
+        for (values, codes) in values.chunks(32).zip(codes.chunks_mut(32)) {
+            let (mut mapped, mut index) = ([0f32; 32], [0u32; 32]);
+            mapped.iter_mut().zip(values).for_each(|(mapped, value)| *mapped = map(*value));
+            for midpoint in self.midpoints {
+                index.iter_mut().zip(&mapped).for_each(|(index, x)| *index += u32::from(*x > midpoint));
+            }
+            codes.iter_mut().zip(index).for_each(|(code, index)| *code = self.codes[index as usize & 15]);
+        }
     }
 }
 
