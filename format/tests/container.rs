@@ -324,8 +324,32 @@ fn chunk_groups_cover_their_segment() -> Outcome {
             end = groups.bytes(group).end;
         }
         assert_eq!(end, segment.record().stored_bytes.get());
-        assert_eq!(kind(groups.verify(groups.indices().end)), Some(ErrorKind::Argument));
+        let end = groups.indices().end;
+        let beyond = groups.verify(end - 1..end + 1, &mut |_, _| {});
+        assert_eq!(kind(beyond), Some(ErrorKind::Argument));
     }
+    Ok(())
+}
+
+#[test]
+fn every_damaged_chunk_group_of_a_run_is_named() -> Outcome {
+    let mut bytes = sample()?.to_vec()?;
+    let (index, offset) = {
+        let archive = Archive::parse(&bytes, &Limits::default())?;
+        let Some(large) = archive.segments().max_by_key(|s| s.record().stored_bytes.get()) else {
+            panic!("no segment");
+        };
+        (large.index(), large.record().offset.get() as usize)
+    };
+    for group in [1, 2, 5] {
+        bytes[offset + 1024 * group + 17] ^= 1;
+    }
+    let archive = Archive::parse(Dripping(bytes), &Limits::default())?;
+    let Some(segment) = archive.segment(index) else { panic!("no segment") };
+    let mut found = Vec::new();
+    segment.chunk_groups()?.verify(1..6, &mut |group, error| found.push((group, error.offset())))?;
+    let at = |group: u64| (group, Some((offset as u64) + 1024 * group));
+    assert_eq!(found, [at(1), at(2), at(5)]);
     Ok(())
 }
 

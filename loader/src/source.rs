@@ -16,8 +16,10 @@ type FormatError = cmf_format::Error;
 
 /// What is read at once when a file is opened: header and directory of a small model.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
-/// Most bytes that [`Source::visit`] looks at in one go: a buffer that stays in the cache.
-const VISIT_BYTES: u64 = 256 * 1024;
+/// Most bytes that [`Source::visit`] reads in one go: a buffer that stays in the cache.
+const VISIT_READ_BYTES: u64 = 64 * 1024;
+/// Most bytes of the map that it brings in at once.
+const VISIT_MAP_BYTES: u64 = 1 << 20;
 
 thread_local! {
     static VISIT_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -199,8 +201,9 @@ impl Source for FileSource {
         visit: &mut dyn FnMut(&[u8]) -> cmf_format::Result<()>,
     ) -> cmf_format::Result<()> {
         let range = self.range(offset, bytes)?;
-        let parts = range.clone().step_by(VISIT_BYTES as usize);
-        let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(VISIT_BYTES)));
+        let part_bytes = if self.map.is_some() { VISIT_MAP_BYTES } else { VISIT_READ_BYTES };
+        let parts = range.clone().step_by(part_bytes as usize);
+        let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(part_bytes)));
         if let Some(map) = &self.map {
             return parts.try_for_each(|part| {
                 let bytes = self.mapped(part.clone()).unwrap_or(&[]);
@@ -209,7 +212,7 @@ impl Source for FileSource {
             });
         }
         let mut buffer = VISIT_BUFFER.take();
-        buffer.resize(VISIT_BYTES as usize, 0);
+        buffer.resize(VISIT_READ_BYTES as usize, 0);
         let result = parts.try_for_each(|part| {
             let bytes = buffer.get_mut(..(part.end - part.start) as usize).unwrap_or(&mut []);
             read_exact_at(&self.file, bytes, part.start).map_err(|e| failed(part.start, e))?;

@@ -28,7 +28,7 @@ impl<'a, S: Source> Segment<'a, S> {
     /// `Hash` when they differ, and from the source.
     pub fn verify(&self) -> Result<()> {
         let groups = self.chunk_groups()?;
-        groups.indices().try_for_each(|group| groups.verify(group))
+        groups.verify_all(groups.indices())
     }
 
     /// Checks the chunk groups that bytes `range` of the segment lie in, and no others.
@@ -42,8 +42,12 @@ impl<'a, S: Source> Segment<'a, S> {
             return Err(Error::new(ErrorKind::Argument, "range", problem).in_segment(self.index()));
         }
         let groups = self.chunk_groups()?;
-        let end = range.end.div_ceil(groups.group_bytes);
-        (range.start / groups.group_bytes..end).try_for_each(|group| groups.verify(group))
+        match range.is_empty() {
+            true => Ok(()),
+            false => {
+                groups.verify_all(range.start / groups.group_bytes..range.end.div_ceil(groups.group_bytes))
+            }
+        }
     }
 
     /// The chunk-group hashes, checked to amount to the segment's hash. A segment of one chunk
@@ -125,41 +129,86 @@ impl<S: Source> ChunkGroups<'_, S> {
         start..start.saturating_add(self.group_bytes).min(stored)
     }
 
-    /// Checks the stored bytes of chunk group `group`, which are visited and not kept.
+    /// Checks the stored bytes of chunk groups `groups`, which are visited and not kept. `failed` is
+    /// called with each group that does not have its hash, and its error.
     ///
     /// # Errors
-    /// `Hash` when they differ, `Argument` for a group that there is not, and from the source.
-    pub fn verify(&self, group: u64) -> Result<()> {
-        let stated = usize::try_from(group).ok().and_then(|i| self.hashes.get(i)).ok_or_else(|| {
-            Error::expected(ErrorKind::Argument, "chunk group", format!("below {}", self.hashes.len()), group)
-                .in_segment(self.segment.index())
-        })?;
-        let whole = self.hashes.len() == 1;
-        let mut hasher = match whole {
-            true => blake3::Hasher::new(),
-            false => hash::chunk_group_hasher(group, self.group_bytes),
+    /// `Argument` for groups that there are not, and from the source.
+    pub fn verify(&self, groups: Range<u64>, failed: &mut dyn FnMut(u64, Error)) -> Result<()> {
+        let segment = self.segment.index();
+        let count = self.hashes.len() as u64;
+        if groups.start >= groups.end || groups.end > count {
+            let (expected, found) = (format!("within 0..{count}"), format!("{groups:?}"));
+            let error = Error::expected(ErrorKind::Argument, "chunk groups", expected, found);
+            return Err(error.in_segment(segment));
+        }
+        let (start, end) = (self.bytes(groups.start).start, self.bytes(groups.end - 1).end);
+        let offset = self.segment.record().offset.get().saturating_add(start);
+        let mut check = Check::new(self, groups.start);
+        let visit = &mut |mut bytes: &[u8]| {
+            while let Some((part, rest)) = bytes.split_at_checked(check.left.min(bytes.len())) {
+                check.hasher.update(part);
+                check.left -= part.len();
+                if rest.is_empty() {
+                    break;
+                }
+                check.finish(failed);
+                check = Check::new(self, check.group + 1);
+                bytes = rest;
+            }
+            Ok(())
         };
-        let range = self.bytes(group);
-        let offset = self.segment.record().offset.get().saturating_add(range.start);
         let source = &self.segment.archive().source;
-        source
-            .visit(offset, range.end - range.start, &mut |bytes| {
-                hasher.update(bytes);
-                Ok(())
-            })
-            .map_err(|e| e.in_segment(self.segment.index()))?;
-        let found: [u8; 32] = match whole {
-            true => hasher.finalize().into(),
-            false => hasher.finalize_non_root(),
+        source.visit(offset, end.saturating_sub(start), visit).map_err(|e| e.in_segment(segment))?;
+        check.finish(failed);
+        Ok(())
+    }
+
+    /// [`ChunkGroups::verify`] to the first group that does not have its hash.
+    fn verify_all(&self, groups: Range<u64>) -> Result<()> {
+        let mut first = None;
+        self.verify(groups, &mut |_, error| {
+            first.get_or_insert(error);
+        })?;
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// The check of one chunk group whose bytes come in parts.
+struct Check<'g, 'a, S> {
+    groups: &'g ChunkGroups<'a, S>,
+    group: u64,
+    /// Bytes that are still to come.
+    left: usize,
+    hasher: blake3::Hasher,
+}
+
+impl<'g, 'a, S: Source> Check<'g, 'a, S> {
+    fn new(groups: &'g ChunkGroups<'a, S>, group: u64) -> Self {
+        let hasher = match groups.hashes.len() {
+            1 => blake3::Hasher::new(),
+            _ => hash::chunk_group_hasher(group, groups.group_bytes),
         };
-        if found == *stated {
-            return Ok(());
+        let bytes = groups.bytes(group);
+        let left = usize::try_from(bytes.end.saturating_sub(bytes.start)).unwrap_or(usize::MAX);
+        Self { groups, group, left, hasher }
+    }
+
+    fn finish(&self, failed: &mut dyn FnMut(u64, Error)) {
+        let whole = self.groups.hashes.len() == 1;
+        let found: [u8; 32] = match whole {
+            true => self.hasher.finalize().into(),
+            false => self.hasher.finalize_non_root(),
+        };
+        let stated = usize::try_from(self.group).ok().and_then(|i| self.groups.hashes.get(i));
+        if stated == Some(&found) {
+            return;
         }
         let problem = match whole {
             true => "its BLAKE3 hash is not the stated one".to_owned(),
-            false => format!("chunk group {group} does not have its hash"),
+            false => format!("chunk group {} does not have its hash", self.group),
         };
-        Err(self.segment.differs(&problem, range.start))
+        failed(self.group, self.groups.segment.differs(&problem, self.groups.bytes(self.group).start));
     }
 }
 
@@ -238,7 +287,8 @@ impl<S: Source> Archive<S> {
             for matrix in tensor.matrices() {
                 let (inputs, outputs) = matrix.transforms();
                 for record in inputs.into_iter().chain(outputs) {
-                    let content = (record.kind.get(), record.size.get(), record.node.get(), record.segment.get());
+                    let content =
+                        (record.kind.get(), record.size.get(), record.node.get(), record.segment.get());
                     if checked_transforms.insert(content) {
                         transforms::verify(self, record).map_err(|e| e.in_tensor(tensor.name()))?;
                     }

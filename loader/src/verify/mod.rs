@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::references::ReferenceKind;
 use crate::source::FileSource;
-use cmf_format::archive::Segment;
+use cmf_format::archive::{ChunkGroups, Segment};
 use cmf_format::wire::HEADER_BYTES;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,9 @@ use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use values::Values;
+
+/// Bytes of a segment that one thread verifies in one go.
+const RUN_BYTES: u64 = 1 << 20;
 
 /// What [`Model::verify_with`] checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,22 +146,36 @@ impl Model {
                 add(Phase::Padding, segment, 0, error);
             }
             advance(segment.record().offset.get().saturating_sub(*start));
-            match segment.chunk_groups() {
-                Ok(groups) => groups.indices().into_par_iter().for_each(|group| {
-                    if let Err(error) = groups.verify(group) {
-                        add(Phase::Hashes, segment, group, error);
-                    }
-                    let bytes = groups.bytes(group);
-                    advance(bytes.end.saturating_sub(bytes.start));
-                }),
+            let groups = match segment.chunk_groups() {
+                Ok(groups) => groups,
                 Err(error) => {
                     add(Phase::Hashes, segment, 0, error);
-                    advance(segment.record().stored_bytes.get());
+                    return advance(segment.record().stored_bytes.get());
                 }
-            }
+            };
+            runs(&groups).for_each(|run| {
+                let failed = &mut |group, error| add(Phase::Hashes, segment, group, error);
+                if let Err(error) = groups.verify(run.clone(), failed) {
+                    add(Phase::Hashes, segment, run.start, error);
+                }
+                let end = groups.bytes(run.end.saturating_sub(1)).end;
+                advance(end.saturating_sub(groups.bytes(run.start).start));
+            });
         });
         damaged.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Runs of chunk groups that are verified in one go, by one thread.
+fn runs(groups: &ChunkGroups<'_, FileSource>) -> impl ParallelIterator<Item = Range<u64>> {
+    let all = groups.indices();
+    let group_bytes = groups.bytes(0).end.max(1);
+    let length = (RUN_BYTES / group_bytes).max(1);
+    let runs = 0..all.end.div_ceil(length);
+    runs.into_par_iter().map(move |run| {
+        let start = run.saturating_mul(length);
+        start..start.saturating_add(length).min(all.end)
+    })
 }
 
 fn end_of(segment: &Segment<'_, FileSource>) -> u64 {

@@ -1,5 +1,6 @@
 //! Verification of one tensor.
 
+use super::runs;
 use super::values::{verify_node, verify_transforms};
 use crate::error::Result;
 use crate::stored::{Stored, transform_segments};
@@ -29,7 +30,13 @@ fn verify_stored(stored: &Stored<'_>) -> Result<()> {
     let segments: Vec<_> = segments.into_iter().filter_map(|i| archive.segment(i)).collect();
     first_error(segments.into_par_iter().map(|segment| {
         let groups = segment.chunk_groups()?;
-        first_error(groups.indices().into_par_iter().map(|group| groups.verify(group)))
+        first_error(runs(&groups).map(|run| {
+            let mut first = None;
+            groups.verify(run, &mut |_, error| {
+                first.get_or_insert(error);
+            })?;
+            first.map_or(Ok(()), Err)
+        }))
     }))
     .and_then(|()| first_error(matrices.par_iter().map(verify_transforms)))
     .and_then(|()| first_error(nodes.par_iter().map(verify_node)))
