@@ -785,3 +785,36 @@ mod records {
         assert_eq!(parse_kind(&raw.assemble()), Some(ErrorKind::Structure));
     }
 }
+
+mod tools {
+    use super::*;
+    use cmf_converters::error::ErrorKind;
+    use cmf_converters::source;
+
+    #[test]
+    fn refuses_to_read_far_more_elements_than_bytes() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let _alone = alone();
+        let folder = tempfile::tempdir()?;
+        for (rows, cols) in [(1, 1 << 60), (1 << 60, 1), (1 << 40, 1 << 20), (1 << 15, 1 << 15)] {
+            let mut raw = Raw::default();
+            raw.sum(b"a", rows, cols, &[]);
+            let path = folder.path().join("a.cmf");
+            std::fs::write(&path, raw.assemble())?;
+            let found = bounded(4 << 20, || source::open(&path).err().map(|e| e.kind()));
+            assert_eq!(found, Some(ErrorKind::Limit), "[{rows}, {cols}]");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn reads_zeros_of_a_usual_size() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let _alone = alone();
+        let folder = tempfile::tempdir()?;
+        let mut raw = Raw::default();
+        raw.sum(b"a", 1 << 14, 1 << 14, &[]);
+        let path = folder.path().join("a.cmf");
+        std::fs::write(&path, raw.assemble())?;
+        assert_eq!(source::open(&path)?.tensors().len(), 1);
+        Ok(())
+    }
+}
