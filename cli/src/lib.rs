@@ -82,7 +82,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "cmf: {error}");
+            let _ = writeln!(io::stderr(), "cmf: {}", text::error(&error));
             ExitCode::from(2)
         }
     }
@@ -96,5 +96,6 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // Only what this program prints itself: an error of a library names a file.
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -3,13 +3,19 @@
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::source::{Source, TensorInfo};
+use cmf_format::DType;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Elements compared at a time.
-const STEP_ELEMENTS: u64 = 1 << 20;
+const STEP_ELEMENTS: u64 = 1 << 19;
 
 /// How a tensor of the second model differs from that of the first.
+///
+/// Values are taken as f64. Pairs of which one value is NaN or infinite and the other is not the
+/// same are counted in `not_finite` and left out of the sums.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorDifference {
     /// The name.
@@ -18,26 +24,41 @@ pub struct TensorDifference {
     pub elements: u64,
     /// Signal to noise ratio, `10 log10(sum a^2 / sum (a - b)^2)`, in dB; none without noise.
     pub snr_db: Option<f64>,
-    /// `sqrt(sum (a - b)^2 / sum a^2)`; 0 when all values are the same, infinite when only the
-    /// first model's are all zero.
+    /// `sqrt(sum (a - b)^2 / sum a^2)`; 0 without noise, infinite when only the first model's
+    /// values are all zero.
     pub relative_error: f64,
     /// Largest `|a - b|`.
     pub max_abs_error: f64,
+    /// Pairs that differ by what is no number.
+    pub not_finite: u64,
     /// Whether all values are the same.
     pub identical: bool,
 }
 
 /// The outcome of a comparison.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Differences {
+    /// All tensors that both models have, as if they were one.
+    pub all: TensorDifference,
     /// Tensors that both models have, by name.
     pub tensors: Vec<TensorDifference>,
     /// Names that only the first model has.
     pub only_in_first: Vec<String>,
     /// Names that only the second model has.
     pub only_in_second: Vec<String>,
-    /// Names whose shapes differ, with both shapes.
-    pub shapes_differ: Vec<(String, Vec<u64>, Vec<u64>)>,
+    /// Tensors whose shapes differ.
+    pub shapes_differ: Vec<ShapeDifference>,
+}
+
+/// A tensor that has another shape in the second model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShapeDifference {
+    /// The name.
+    pub name: String,
+    /// Its shape in the first model.
+    pub first: Vec<u64>,
+    /// Its shape in the second.
+    pub second: Vec<u64>,
 }
 
 impl Differences {
@@ -49,49 +70,51 @@ impl Differences {
     /// Whether both models have the same tensors, each identical or with a signal to noise ratio
     /// of at least `snr_db`.
     pub fn is_within(&self, snr_db: f64) -> bool {
+        let is_near = |t: &TensorDifference| t.not_finite == 0 && t.snr_db.is_some_and(|snr| snr >= snr_db);
         self.only_in_first.is_empty()
             && self.only_in_second.is_empty()
             && self.shapes_differ.is_empty()
-            && self.tensors.iter().all(|t| t.identical || t.snr_db.is_some_and(|snr| snr >= snr_db))
+            && self.tensors.iter().all(|t| t.identical || is_near(t))
     }
 }
 
 /// Compares all tensors of `a` with those of the same name of `b`, in bounded memory.
 ///
-/// Sums are f64, in element order within steps of 2^20 elements, so the result does not depend on
+/// Sums are f64, in element order within steps of 2^19 elements, so the result does not depend on
 /// the number of threads. `progress` is called with elements done and in all.
 ///
 /// # Errors
 /// What reading either model gives.
 pub fn compare(a: &dyn Source, b: &dyn Source, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Differences> {
-    let mut result = Differences::default();
-    let mut pairs = Vec::new();
+    let (mut only_in_first, mut shapes_differ, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     for (i, first) in a.tensors().iter().enumerate() {
         match find(b, &first.name) {
-            None => result.only_in_first.push(first.name.clone()),
-            Some((_, second)) if second.shape != first.shape => {
-                result.shapes_differ.push((first.name.clone(), first.shape.clone(), second.shape.clone()));
-            }
-            Some((j, _)) => pairs.push((i, j, first)),
+            None => only_in_first.push(first.name.clone()),
+            Some((_, second)) if second.shape != first.shape => shapes_differ.push(ShapeDifference {
+                name: first.name.clone(),
+                first: first.shape.clone(),
+                second: second.shape.clone(),
+            }),
+            Some((j, second)) => pairs.push(Pair { a, b, i, j, first, second }),
         }
     }
-    for second in b.tensors() {
-        if find(a, &second.name).is_none() {
-            result.only_in_second.push(second.name.clone());
-        }
-    }
-    let total = pairs.iter().filter_map(|(_, _, t)| t.elements()).sum();
-    let done = std::sync::atomic::AtomicU64::new(0);
-    result.tensors = pairs
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|(i, j, tensor)| {
-            tensor_difference(a, b, i, j, tensor, &|step| {
-                progress(done.fetch_add(step, std::sync::atomic::Ordering::Relaxed) + step, total);
-            })
-        })
-        .collect::<Result<_>>()?;
-    Ok(result)
+    let names = b.tensors().iter().map(|second| &second.name);
+    let only_in_second = names.filter(|name| find(a, name).is_none()).cloned().collect();
+    let total = pairs.iter().filter_map(|pair| pair.first.elements()).sum();
+    let done = AtomicU64::new(0);
+    let advance = |step| progress(done.fetch_add(step, Ordering::Relaxed) + step, total);
+    let sums =
+        pairs.par_iter().with_max_len(1).map(|pair| pair.sums(&advance)).collect::<Result<Vec<_>>>()?;
+    let mut all = Sums::default();
+    sums.iter().for_each(|sums| all.add(sums));
+    let tensors = pairs.iter().zip(&sums).map(|(pair, sums)| sums.difference(&pair.first.name));
+    Ok(Differences {
+        all: all.difference(""),
+        tensors: tensors.collect(),
+        only_in_first,
+        only_in_second,
+        shapes_differ,
+    })
 }
 
 fn find<'s>(source: &'s dyn Source, name: &str) -> Option<(usize, &'s TensorInfo)> {
@@ -99,49 +122,126 @@ fn find<'s>(source: &'s dyn Source, name: &str) -> Option<(usize, &'s TensorInfo
     Some((index, source.tensors().get(index)?))
 }
 
-fn tensor_difference(
-    a: &dyn Source,
-    b: &dyn Source,
+/// A tensor that both have, in the same shape.
+struct Pair<'s> {
+    a: &'s dyn Source,
+    b: &'s dyn Source,
     i: usize,
     j: usize,
-    tensor: &TensorInfo,
-    progress: &dyn Fn(u64),
-) -> Result<TensorDifference> {
-    let elements = tensor.elements().ok_or_else(|| Error::bad_file("element count overflows").tensor(&tensor.name))?;
-    let (mut signal, mut noise, mut most, mut identical) = (0.0f64, 0.0f64, 0.0f64, true);
-    if elements > 0 {
-        let cols = Geometry::of(&tensor.shape).cols.max(1);
-        let step = (STEP_ELEMENTS / cols).max(1) * cols;
+    first: &'s TensorInfo,
+    second: &'s TensorInfo,
+}
+
+impl Pair<'_> {
+    fn sums(&self, advance: &dyn Fn(u64)) -> Result<Sums> {
+        let elements = self.first.elements();
+        let elements =
+            elements.ok_or_else(|| Error::bad_file("element count overflows").tensor(&self.first.name))?;
+        let cols = Geometry::of(&self.first.shape).cols.max(1);
+        let step = (STEP_ELEMENTS / cols).max(1).saturating_mul(cols);
+        let mut sums = Sums::default();
         let (mut x, mut y) = (Vec::new(), Vec::new());
         let mut start = 0;
         while start < elements {
             let end = start.saturating_add(step).min(elements);
-            a.read_values(i, start..end, &mut x)?;
-            b.read_values(j, start..end, &mut y)?;
-            let (mut step_signal, mut step_noise) = (0.0f64, 0.0f64);
-            for (x, y) in x.iter().zip(&y) {
-                let (value, error) = (f64::from(*x), f64::from(*x) - f64::from(*y));
-                if x == y || (x.is_nan() && y.is_nan()) {
-                    step_signal += if value.is_finite() { value * value } else { 0.0 };
-                    continue;
-                }
-                identical = false;
-                step_signal += value * value;
-                step_noise += error * error;
-                most = most.max(error.abs());
-            }
-            signal += step_signal;
-            noise += step_noise;
-            progress(end - start);
+            read(self.a, self.i, start..end, &mut x)?;
+            read(self.b, self.j, start..end, &mut y)?;
+            let mut own = Sums::of(&x, &y);
+            own.elements = end - start;
+            own.differs |= x.len() != y.len() || self.bytes_differ(start..end)?;
+            sums.add(&own);
+            advance(end - start);
             start = end;
         }
+        Ok(sums)
     }
-    Ok(TensorDifference {
-        name: tensor.name.clone(),
-        elements,
-        snr_db: (noise > 0.0).then(|| 10.0 * (signal / noise).log10()),
-        relative_error: if noise > 0.0 { (noise / signal).sqrt() } else { 0.0 },
-        max_abs_error: most,
-        identical,
-    })
+
+    /// Whether 64-bit integers differ, which f64 may not tell apart.
+    fn bytes_differ(&self, range: Range<u64>) -> Result<bool> {
+        if self.first.dtype != self.second.dtype || !matches!(self.first.dtype, DType::I64 | DType::U64) {
+            return Ok(false);
+        }
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        self.a.read_elements(self.i, range.clone(), &mut x)?;
+        self.b.read_elements(self.j, range, &mut y)?;
+        Ok(x != y)
+    }
+}
+
+#[derive(Default)]
+struct Sums {
+    elements: u64,
+    signal: f64,
+    noise: f64,
+    most: f64,
+    not_finite: u64,
+    differs: bool,
+}
+
+impl Sums {
+    fn of(x: &[f64], y: &[f64]) -> Self {
+        let mut sums = Self::default();
+        for (x, y) in x.iter().zip(y) {
+            let error = x - y;
+            if error.is_finite() {
+                sums.signal += x * x;
+                sums.noise += error * error;
+                sums.most = sums.most.max(error.abs());
+            } else if x != y && !(x.is_nan() && y.is_nan()) {
+                sums.not_finite += 1;
+            }
+        }
+        sums.differs = sums.noise > 0.0 || sums.most > 0.0 || sums.not_finite > 0;
+        sums
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.elements = self.elements.saturating_add(other.elements);
+        self.signal += other.signal;
+        self.noise += other.noise;
+        self.most = self.most.max(other.most);
+        self.not_finite += other.not_finite;
+        self.differs |= other.differs;
+    }
+
+    fn difference(&self, name: &str) -> TensorDifference {
+        let noisy = self.noise > 0.0;
+        TensorDifference {
+            name: name.into(),
+            elements: self.elements,
+            snr_db: noisy.then(|| 10.0 * (self.signal / self.noise).log10()),
+            relative_error: if noisy { (self.noise / self.signal).sqrt() } else { 0.0 },
+            max_abs_error: self.most,
+            not_finite: self.not_finite,
+            identical: !self.differs,
+        }
+    }
+}
+
+/// Reads elements as f64, which holds all but integers beyond 2^53.
+fn read(source: &dyn Source, index: usize, range: Range<u64>, out: &mut Vec<f64>) -> Result<()> {
+    macro_rules! wide {
+        ($ty:ty, $bytes:literal) => {{
+            let mut bytes = Vec::new();
+            source.read_elements(index, range, &mut bytes)?;
+            let (elements, _) = bytes.as_chunks::<$bytes>();
+            out.extend(elements.iter().map(|element| <$ty>::from_le_bytes(*element) as f64));
+        }};
+    }
+    out.clear();
+    match source.tensors().get(index).map(|t| t.dtype) {
+        Some(DType::F64) => wide!(f64, 8),
+        Some(DType::I64) => wide!(i64, 8),
+        Some(DType::U64) => wide!(u64, 8),
+        Some(DType::I32) => wide!(i32, 4),
+        Some(DType::U32) => wide!(u32, 4),
+        // Real and imaginary parts.
+        Some(DType::C64) => wide!(f32, 4),
+        _ => {
+            let mut values = Vec::new();
+            source.read_values(index, range, &mut values)?;
+            out.extend(values.iter().map(|value| f64::from(*value)));
+        }
+    }
+    Ok(())
 }

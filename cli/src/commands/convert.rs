@@ -1,10 +1,10 @@
 //! `cmf convert`
 
-use crate::progress::Bar;
+use crate::progress::{Bar, Unit};
 use crate::{Answer, print, size, text};
 use cmf_converters::convert::{ConvertOptions, Progress, convert};
 use cmf_converters::recipe::Recipe;
-use cmf_converters::source;
+use cmf_converters::source::{self, SourceFormat};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -51,8 +51,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let started = Instant::now();
     let source = source::open(&args.model)?;
-    let carries_encodings = args.model.extension().is_some_and(|e| e == "gguf" || e == "cmf");
-    let default = if carries_encodings { "keep" } else { "q4" };
+    let default = match source.format() {
+        SourceFormat::Safetensors => "q4",
+        SourceFormat::Gguf | SourceFormat::Cmf => "keep",
+    };
     let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default))?;
     // The last override wins, as on any command line, so it must come first among the rules.
     for text in &args.overrides {
@@ -60,6 +62,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
             .rsplit_once('=')
             .ok_or_else(|| anyhow::anyhow!("--override `{text}`: expected PATTERN=NAME"))?;
         recipe.override_with(pattern, &Recipe::load(name)?)?;
+        let rule = recipe.rules.first();
+        if !rule.is_some_and(|rule| source.tensors().iter().any(|tensor| rule.matches(tensor))) {
+            anyhow::bail!("--override `{text}`: no tensor is called `{pattern}`");
+        }
     }
     let name = recipe.name.clone();
     let options = ConvertOptions {
@@ -69,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         force: args.force,
         resume: !args.no_resume,
     };
-    let bar = Bar::new(args.quiet);
+    let bar = Bar::new(args.quiet, Unit::Bytes);
     let report = convert(source.as_ref(), &args.output, &options, &|progress| match progress {
         Progress::Encoded { done, total } => bar.set("encoding", done, total),
         Progress::Written { done, total } => bar.set("writing", done, total),
@@ -79,17 +85,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         print(&text::json(&report)?)?;
         return Ok(Answer::Yes);
     }
+    let mut out = String::new();
     if report.resumed_blocks > 0 {
-        print(&format!("went on from {} of {} blocks\n", report.resumed_blocks, report.blocks))?;
+        out += &format!("went on from {} of {} blocks\n", report.resumed_blocks, report.blocks);
     }
-    print(&format!(
-        "{}: {} tensors, {} -> {} ({:.2} bits per weight, recipe {name}) in {:.1} s\n",
+    out += &format!(
+        "{}: recipe {name}, {}, {} -> {}{}, {:.2} bits per weight, {:.1} s\n",
         args.output.display(),
-        report.tensors,
+        text::count(report.tensors, "tensor"),
         size::show(report.input_bytes),
         size::show(report.file_bytes),
+        match report.files.len() {
+            1 => String::new(),
+            n => format!(" in {n} files"),
+        },
         report.bits_per_weight,
         started.elapsed().as_secs_f64(),
-    ))?;
+    );
+    print(&out)?;
     Ok(Answer::Yes)
 }

@@ -1,6 +1,6 @@
 //! `cmf diff`
 
-use crate::progress::Bar;
+use crate::progress::{Bar, Unit};
 use crate::{Answer, print, text};
 use cmf_converters::compare::{Differences, TensorDifference, compare};
 use cmf_converters::source;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let (a, b) = (source::open(&args.a)?, source::open(&args.b)?);
-    let bar = Bar::new(args.quiet);
+    let bar = Bar::new(args.quiet, Unit::Elements);
     let differences = compare(a.as_ref(), b.as_ref(), &|done, total| bar.set("comparing", done, total))?;
     drop(bar);
     print(&match args.json {
@@ -43,26 +43,44 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 }
 
 fn show(differences: &Differences) -> String {
-    let row = |t: &TensorDifference| {
-        let snr = t.snr_db.map_or_else(|| "same".into(), |snr| format!("{snr:.2}"));
-        vec![
-            text::name(&t.name),
-            t.elements.to_string(),
-            snr,
-            format!("{:.3e}", t.relative_error),
-            format!("{:.3e}", t.max_abs_error),
-        ]
+    let snr = |t: &TensorDifference| match t.snr_db {
+        _ if t.identical => "same".into(),
+        Some(snr) => format!("{snr:.2}"),
+        None => "-".to_owned(),
     };
-    let rows: Vec<_> = differences.tensors.iter().map(row).collect();
-    let mut out = text::table(&["tensor", "elements", "SNR dB", "relative error", "max error"], &rows);
+    let row = |t: &TensorDifference| {
+        let (relative, most) = (text::number(t.relative_error), text::number(t.max_abs_error));
+        vec![text::name(&t.name), text::elements(t.elements), snr(t), relative, most]
+    };
+    let mut out = String::new();
+    if !differences.tensors.is_empty() {
+        let rows: Vec<_> = differences.tensors.iter().map(row).collect();
+        out += &text::table(&["tensor", ">elements", ">SNR dB", ">relative error", ">max error"], &rows);
+        out += "\n";
+    }
     for name in &differences.only_in_first {
         out += &format!("only in the first: {}\n", text::name(name));
     }
     for name in &differences.only_in_second {
         out += &format!("only in the second: {}\n", text::name(name));
     }
-    for (name, a, b) in &differences.shapes_differ {
-        out += &format!("shapes differ: {} {a:?} {b:?}\n", text::name(name));
+    for shapes in &differences.shapes_differ {
+        out +=
+            &format!("shapes differ: {} {:?} {:?}\n", text::name(&shapes.name), shapes.first, shapes.second);
     }
+    for t in differences.tensors.iter().filter(|t| t.not_finite > 0) {
+        let (name, count) = (text::name(&t.name), text::elements(t.not_finite));
+        out += &format!("NaN or infinite in one alone: {name}, {count} elements, not in its numbers\n");
+    }
+    let same = differences.tensors.iter().filter(|t| t.identical).count();
+    let tensors = text::count(differences.tensors.len(), "tensor");
+    out += &match differences.tensors.len() - same {
+        0 => format!("{tensors} in both, all the same\n"),
+        _ => format!(
+            "{tensors} in both, {same} the same; all elements together: SNR {} dB, relative error {}\n",
+            snr(&differences.all),
+            text::number(differences.all.relative_error),
+        ),
+    };
     out
 }

@@ -1,6 +1,6 @@
 //! `cmf export`
 
-use crate::progress::Bar;
+use crate::progress::{Bar, Unit};
 use crate::{Answer, print, size, text};
 use cmf_converters::export::{ExportOptions, export_directory, export_safetensors};
 use cmf_converters::source;
@@ -42,11 +42,14 @@ fn dtype(text: &str) -> Result<DType, String> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let extension = args.output.extension().and_then(|e| e.to_str());
     if extension == Some("gguf") {
-        anyhow::bail!("{}: export to GGUF is not supported; write .safetensors or a directory", args.output.display());
+        anyhow::bail!(
+            "{}: export to GGUF is not supported; write .safetensors or a directory",
+            args.output.display()
+        );
     }
     let source = source::open(&args.file)?;
     let options = ExportOptions { dtype: args.dtype, force: args.force };
-    let bar = Bar::new(args.quiet);
+    let bar = Bar::new(args.quiet, Unit::Bytes);
     let progress = |done, total| bar.set("writing", done, total);
     let report = match extension {
         Some("safetensors") => export_safetensors(source.as_ref(), &args.output, &options, &progress)?,
@@ -56,12 +59,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.json {
         print(&text::json(&report)?)?;
     } else {
-        let (tensors, files) = (report.tensors, report.files.len());
         print(&format!(
-            "{}: {tensors} tensors, {} in {files} file{}\n",
+            "{}: {}, {} in {}\n",
             args.output.display(),
+            text::count(report.tensors, "tensor"),
             size::show(report.file_bytes),
-            if files == 1 { "" } else { "s" },
+            text::count(report.files.len(), "file"),
         ))?;
     }
     Ok(Answer::Yes)

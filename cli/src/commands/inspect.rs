@@ -112,7 +112,9 @@ struct StepReport {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let model = Model::open(&args.file)?;
     if let Some(name) = &args.attribute {
-        let attribute = model.attribute(name).with_context(|| format!("{}: no attribute `{name}`", args.file.display()))?;
+        let attribute = model
+            .attribute(name)
+            .with_context(|| format!("{}: no attribute `{name}`", args.file.display()))?;
         use std::io::Write;
         let mut out = std::io::stdout().lock();
         out.write_all(&attribute.bytes()?)?;
@@ -230,24 +232,26 @@ fn hex(bytes: &[u8]) -> String {
 
 fn show(args: &Args, report: &Report) -> String {
     let mut out = format!(
-        "{}: CMF {}, {} tensors, {} elements\n{} in {} file{}, {:.3} bits per weight\nidentity {}\n",
+        "{}: CMF {}, {}, {} elements, {:.3} bits per weight, {} in {}\nidentity {}\n",
         args.file.display(),
         report.format_version,
-        report.tensors.len(),
-        report.elements,
-        size::show(report.total_bytes),
-        report.files,
-        if report.files == 1 { "" } else { "s" },
+        text::count(report.tensors.len(), "tensor"),
+        text::elements(report.elements),
         report.bits_per_weight,
+        size::show(report.total_bytes),
+        text::count(report.files, "file"),
         report.identity,
     );
     if args.tensors {
         let rows: Vec<_> = report.tensors.iter().map(tensor_row).collect();
         out += "\n";
-        out += &text::table(&["tensor", "shape", "dtype", "encoding", "bytes", "bits/weight"], &rows);
-    } else {
+        out += &text::table(&["tensor", "shape", "dtype", ">size", ">bits/weight", "encoding"], &rows);
+    } else if !report.tensors.is_empty() {
         out += "\n";
-        out += &text::table(&["encoding", "tensors", "elements", "bytes", "bits/weight"], &encoding_rows(report));
+        out += &text::table(
+            &["encoding", ">tensors", ">elements", ">size", ">bits/weight"],
+            &encoding_rows(report),
+        );
     }
     if args.schedule {
         let row = |s: &StepReport| {
@@ -256,24 +260,34 @@ fn show(args: &Args, report: &Report) -> String {
                 s.matrix.to_string(),
                 s.level.to_string(),
                 format!("{}..{}", s.row_start, s.row_start + s.rows),
-                s.resident_bytes.to_string(),
-                s.cumulative_bytes.to_string(),
+                size::show(s.resident_bytes),
+                size::show(s.cumulative_bytes),
                 s.expected_loss.map_or_else(String::new, |loss| format!("{loss:.4}")),
             ]
         };
         let rows: Vec<_> = report.schedule.iter().map(row).collect();
         out += "\n";
-        out += &text::table(&["unit", "matrix", "level", "rows", "bytes", "bytes so far", "loss"], &rows);
+        out += &match rows.is_empty() {
+            true => "no schedule: units lie in the order of tensors\n".into(),
+            false => {
+                text::table(&[">unit", ">matrix", ">level", ">rows", ">size", ">size so far", ">loss"], &rows)
+            }
+        };
     }
     for (title, rows) in [
-        ("attribute", report.attributes.iter().map(|a| (&a.name, &*a.media_type, a.bytes)).collect::<Vec<_>>()),
+        (
+            "attribute",
+            report.attributes.iter().map(|a| (&a.name, &*a.media_type, a.bytes)).collect::<Vec<_>>(),
+        ),
         ("reference", report.references.iter().map(|r| (&r.name, r.kind, r.file_bytes)).collect()),
     ] {
         if !rows.is_empty() {
-            let rows: Vec<_> =
-                rows.into_iter().map(|(name, kind, bytes)| vec![text::name(name), kind.into(), size::show(bytes)]).collect();
+            let rows: Vec<_> = rows
+                .into_iter()
+                .map(|(name, kind, bytes)| vec![text::name(name), kind.into(), size::show(bytes)])
+                .collect();
             out += "\n";
-            out += &text::table(&[title, "type", "size"], &rows);
+            out += &text::table(&[title, "type", ">size"], &rows);
         }
     }
     out
@@ -291,9 +305,9 @@ fn tensor_row(tensor: &TensorReport) -> Vec<String> {
         text::name(&tensor.name),
         format!("{:?}", tensor.shape),
         tensor.dtype.into(),
-        encodings(tensor),
-        tensor.stored_bytes.to_string(),
+        size::show(tensor.stored_bytes),
         format!("{:.3}", tensor.bits_per_weight),
+        encodings(tensor),
     ]
 }
 
@@ -309,7 +323,7 @@ fn encoding_rows(report: &Report) -> Vec<Vec<String>> {
     let row = |(name, (tensors, elements, bytes)): (String, (u64, u64, u64))| {
         let bits = if elements == 0 { 0.0 } else { bytes as f64 * 8.0 / elements as f64 };
         let name = if name.is_empty() { "no elements".into() } else { name };
-        vec![name, tensors.to_string(), elements.to_string(), bytes.to_string(), format!("{bits:.3}")]
+        vec![name, tensors.to_string(), text::elements(elements), size::show(bytes), format!("{bits:.3}")]
     };
     sums.into_iter().map(row).collect()
 }

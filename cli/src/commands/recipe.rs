@@ -31,7 +31,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         (true, _) => text::json(&List { recipes })?,
         (false, true) => recipes.iter().map(Recipe::to_toml).collect::<Result<String, _>>()?,
         (false, false) => {
-            let rows: Vec<_> = recipes.into_iter().map(|r| format!("{:<12}  {}\n", r.name, r.description)).collect();
+            let rows: Vec<_> =
+                recipes.into_iter().map(|r| format!("{:<12}  {}\n", r.name, r.description)).collect();
             rows.concat()
         }
     };

@@ -1,6 +1,6 @@
 //! `cmf verify`
 
-use crate::progress::Bar;
+use crate::progress::{Bar, Unit};
 use crate::{Answer, print, size, text};
 use cmf_loader::{Backend, ErrorKind, Model, OpenOptions, Verification, VerifyOptions};
 use serde::Serialize;
@@ -51,12 +51,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let backend = if args.pread { Backend::Pread } else { Backend::Mmap };
     let found = match Model::open_with(&args.file, &OpenOptions { backend, ..OpenOptions::default() }) {
         Ok(model) => {
-            let bar = Bar::new(args.quiet);
+            let bar = Bar::new(args.quiet, Unit::Bytes);
             let options = VerifyOptions { values: !args.hashes_only, ..VerifyOptions::default() };
             model.verify_with(&options, |done, total| bar.set("verifying", done, total))
         }
-        // What cannot be opened because of its bytes is an answer, not a failure.
-        Err(error) if matches!(error.kind(), ErrorKind::Format(_)) => {
+        // What cannot be opened because of its bytes is an answer, not a failure; what is too new
+        // or too large for this reader is neither good nor bad.
+        Err(error) if is_answer(error.kind()) => {
             Verification { errors: vec![error], files: 1, ..Verification::default() }
         }
         Err(error) => return Err(error.into()),
@@ -76,10 +77,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(if report.ok { Answer::Yes } else { Answer::No })
 }
 
+fn is_answer(kind: ErrorKind) -> bool {
+    use cmf_format::ErrorKind as Format;
+    matches!(kind, ErrorKind::Format(kind) if !matches!(kind, Format::Unsupported | Format::Limit))
+}
+
 fn error_report(error: &cmf_loader::Error) -> ErrorReport {
     let format = error.format_error();
     ErrorReport {
-        kind: format.map_or("io", |e| e.kind().name()),
+        kind: error.kind().name(),
         message: error.to_string(),
         tensor: format.and_then(|e| e.tensor()).map(str::to_owned),
         segment: format.and_then(cmf_format::Error::segment),
@@ -98,12 +104,12 @@ fn show(args: &Args, report: &Report) -> String {
     if report.unknown_terms > 0 {
         out += &format!("{} terms of unknown encodings: hashes checked, values not\n", report.unknown_terms);
     }
-    let files = if report.files == 1 { "" } else { "s" };
     match report.ok {
         true => {
             let what = if args.hashes_only { "every hash" } else { "every hash, rule and code" };
             let size = size::show(report.bytes);
-            out + &format!("{}: valid: {what} of {size} in {} file{files}\n", args.file.display(), report.files)
+            let files = text::count(report.files, "file");
+            out + &format!("{}: valid: {what} of {size} in {files}\n", args.file.display())
         }
         false => out + &format!("{}: not valid\n", args.file.display()),
     }

@@ -1,26 +1,36 @@
 //! One row block: from the source's elements to nodes.
 
+use super::Block;
 use crate::encode::{self, Store, TermParams};
 use crate::error::{Error, Result};
 use crate::recipe::{Exact, Storage};
 use crate::source::Source;
 use cmf_format::encoding::{dense, lossless};
 use cmf_format::{DType, NodeData};
-use std::ops::Range;
 
-/// Encodes elements `range` of tensor `index`, `[rows, cols]`.
+/// Bytes that a thread takes whatever its block, compressors above all.
+const THREAD_BYTES: u64 = 4 << 20;
+/// Bytes a weight while one term is fitted: the value, its code, what they are packed to.
+const SINGLE_BYTES: u64 = 10;
+/// Bytes a weight while a residual is kept beside that.
+const SEVERAL_BYTES: u64 = 18;
+/// Bytes a weight while factors are fitted to a residual, with copies to try again.
+const LOW_RANK_BYTES: u64 = 32;
+
+/// Encodes a block of tensor `index`.
 pub(super) fn encode(
     source: &dyn Source,
     index: usize,
     storage: Storage<'_>,
-    range: Range<u64>,
-    rows: u64,
-    cols: u64,
+    block: &Block,
 ) -> Result<Vec<NodeData>> {
     let dtype = source.tensors().get(index).map_or(DType::F32, |t| t.dtype);
+    let (range, rows, cols) = (block.elements.clone(), block.rows.end - block.rows.start, block.cols);
     match storage {
         Storage::Exact(exact) => {
-            if let Some(nodes) = source.native_nodes(index, range.clone(), rows, cols)? {
+            if block.native
+                && let Some(nodes) = source.native_nodes(index, range.clone(), rows, cols)?
+            {
                 return Ok(nodes);
             }
             let mut bytes = Vec::new();
@@ -40,6 +50,25 @@ pub(super) fn encode(
             encode::terms(&matrix, terms)
         }
     }
+}
+
+/// About how many bytes of memory the encoding of a block takes, as measured on real models.
+pub(super) fn working_bytes(storage: Storage<'_>, dtype: DType, block: &Block) -> u64 {
+    let elements = block.elements.end.saturating_sub(block.elements.start);
+    let terms = match storage {
+        // The elements, their planes, and what these become.
+        Storage::Exact(_) => {
+            return elements.saturating_mul(4 * dtype.bytes() as u64).saturating_add(THREAD_BYTES);
+        }
+        Storage::Terms(terms) => terms,
+    };
+    let factors = terms.iter().any(|term| matches!(term, TermParams::LowRank(_)));
+    let bytes = match (factors, terms) {
+        (true, _) => LOW_RANK_BYTES,
+        (false, [_]) => SINGLE_BYTES,
+        (false, _) => SEVERAL_BYTES,
+    };
+    elements.saturating_mul(bytes + dtype.bytes() as u64).saturating_add(THREAD_BYTES)
 }
 
 /// About how many bits per weight a tensor takes, to size its row blocks.

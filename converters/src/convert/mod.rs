@@ -28,6 +28,9 @@ pub const RECIPE_ATTRIBUTE: &str = "cmf.recipe.toml";
 /// Attribute that says what the archive was made from and by what.
 pub const PROVENANCE_ATTRIBUTE: &str = "cmf.provenance.json";
 
+/// Memory that blocks in work may take beside twice the largest tensor.
+const MEMORY_BYTES: u64 = 192 << 20;
+
 /// Settings of a conversion.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
@@ -63,7 +66,8 @@ pub struct ConvertReport {
     pub files: Vec<PathBuf>,
     /// Bytes of all files.
     pub file_bytes: u64,
-    /// Bits of file per element.
+    /// Bits per element that the tensors take, with scales and all; attributes and the directory
+    /// are not counted.
     pub bits_per_weight: f64,
     /// Blocks taken over from an interrupted run.
     pub resumed_blocks: usize,
@@ -96,6 +100,8 @@ struct Block {
     rows: Range<u64>,
     cols: u64,
     elements: Range<u64>,
+    /// Carried in the source's own encoding.
+    native: bool,
 }
 
 /// Converts `source` to an archive at `output`.
@@ -115,12 +121,18 @@ pub fn convert(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<ConvertReport> {
     output::check_free(output, options.force)?;
+    if options.shard_bytes == Some(0) {
+        return Err(Error::bad_argument("shard size").expected("more than 0 bytes"));
+    }
     let recipe = options.recipe.to_toml()?;
     let key = conversion_key(source.inputs(), &recipe);
     let folder = output::work_folder(output)?;
     if !options.resume {
         // Nothing to take over: a folder of an earlier run is only in the way.
         let _ = std::fs::remove_dir_all(&folder);
+    }
+    if options.shard_bytes.is_some() && !options.force && !folder.exists() {
+        output::check_shards_free(output)?;
     }
     let (spool, done) = Spool::open(&folder, &key, WriteOptions::default().chunk_group_bytes)?;
     let result = convert_in(source, output, options, &spool, done, &recipe, progress);
@@ -150,7 +162,7 @@ fn convert_in(
     let resumed_blocks = done.len();
     let encoded = AtomicU64::new(blocks.iter().filter(|b| done.contains_key(&b.id)).map(bytes).sum());
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.jobs)
+        .num_threads(threads(options.jobs, source.tensors(), &blocks, &options.recipe))
         .build()
         .map_err(|e| Error::bad_argument(format!("threads: {e}")))?;
     let fresh: Vec<_> = blocks.iter().filter(|b| !done.contains_key(&b.id)).collect();
@@ -161,14 +173,17 @@ fn convert_in(
             .with_max_len(1)
             .map(|block| {
                 let index = block.id.tensor as usize;
-                let tensor = source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
+                let tensor =
+                    source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
                 let storage = options.recipe.storage_of(tensor);
-                let rows = block.rows.end - block.rows.start;
-                let nodes = block::encode(source, index, storage, block.elements.clone(), rows, block.cols)
-                    .map_err(|e| e.tensor(&tensor.name))?;
+                let nodes =
+                    block::encode(source, index, storage, block).map_err(|e| e.tensor(&tensor.name))?;
                 let stored = spool.store(block.id, nodes)?;
                 let bytes = bytes(block);
-                progress(Progress::Encoded { done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
+                progress(Progress::Encoded {
+                    done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes,
+                    total,
+                });
                 Ok((block.id, stored))
             })
             .collect::<Result<Vec<_>>>()
@@ -176,6 +191,7 @@ fn convert_in(
     done.extend(nodes);
     let tensors = entries(source.tensors(), &blocks, done)?;
     let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();
+    let tensor_bytes: u64 = tensors.iter().map(output::stored_bytes).sum();
     let files = output::write(source, output, options, spool, tensors, recipe, progress)?;
     let file_bytes = files.iter().map(|(_, bytes)| bytes).sum();
     Ok(ConvertReport {
@@ -184,10 +200,29 @@ fn convert_in(
         input_bytes: total,
         files: files.into_iter().map(|(path, _)| path).collect(),
         file_bytes,
-        bits_per_weight: if elements == 0 { 0.0 } else { file_bytes as f64 * 8.0 / elements as f64 },
+        bits_per_weight: if elements == 0 { 0.0 } else { tensor_bytes as f64 * 8.0 / elements as f64 },
         resumed_blocks,
         blocks: blocks.len(),
     })
+}
+
+/// How many threads to take: `jobs`, or one a core, but no more than keep their blocks within
+/// twice the largest tensor and [`MEMORY_BYTES`].
+fn threads(jobs: usize, tensors: &[TensorInfo], blocks: &[Block], recipe: &Recipe) -> usize {
+    let tensor_bytes = |t: &TensorInfo| t.elements().unwrap_or(0).saturating_mul(t.dtype.bytes() as u64);
+    let largest = tensors.iter().map(tensor_bytes).max().unwrap_or(0);
+    let block_bytes = |block: &Block| {
+        let tensor = tensors.get(block.id.tensor as usize)?;
+        Some(block::working_bytes(recipe.storage_of(tensor), tensor.dtype, block))
+    };
+    let needed = blocks.iter().filter_map(block_bytes).max().unwrap_or(0).max(1);
+    let most = usize::try_from(largest.saturating_mul(2).saturating_add(MEMORY_BYTES) / needed)
+        .unwrap_or(usize::MAX);
+    let wanted = match jobs {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        jobs => jobs,
+    };
+    wanted.clamp(1, most.max(1))
 }
 
 /// What must be the same for a resumed conversion to go on: program, recipe, input files.
@@ -227,10 +262,15 @@ fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
             _ => 16,
         };
         let native = match storage {
-            Storage::Exact(_) => source.native_blocks(t)?,
-            Storage::Terms(_) => None,
+            Storage::Exact(Exact::Keep) => true,
+            // What is not the elements themselves has nothing that could be kept without loss
+            // but its own encoding.
+            Storage::Exact(Exact::Lossless) => !source.is_exact(t)?,
+            Storage::Terms(_) => false,
         };
-        let cut = native.unwrap_or_else(|| geometry.row_blocks(bits, recipe.unit_bytes, step).collect());
+        let native_blocks = if native { source.native_blocks(t)? } else { None };
+        let cut =
+            native_blocks.unwrap_or_else(|| geometry.row_blocks(bits, recipe.unit_bytes, step).collect());
         for matrix in 0..geometry.count {
             for rows in cut.iter().cloned() {
                 let element = |row: u64| (matrix * geometry.rows + row) * geometry.cols;
@@ -239,6 +279,7 @@ fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
                     elements: element(rows.start)..element(rows.end),
                     cols: geometry.cols,
                     rows,
+                    native,
                 });
             }
         }
@@ -253,7 +294,8 @@ fn entries(
 ) -> Result<Vec<TensorEntry>> {
     let mut matrices: Vec<Vec<MatrixEntry>> = vec![Vec::new(); tensors.len()];
     for block in blocks {
-        let list = matrices.get_mut(block.id.tensor as usize).ok_or_else(|| Error::bad_argument("tensor index"))?;
+        let list =
+            matrices.get_mut(block.id.tensor as usize).ok_or_else(|| Error::bad_argument("tensor index"))?;
         if list.len() as u64 == block.id.matrix {
             list.push(MatrixEntry { cols: block.cols, ..MatrixEntry::default() });
         }

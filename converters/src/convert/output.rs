@@ -45,13 +45,17 @@ pub(super) fn write(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<(PathBuf, u64)>> {
     let mut main = ArchiveBuilder::new(WriteOptions::default());
+    let (mut earlier_recipe, mut earlier) = (None, None);
     for attribute in source.attributes()? {
-        if attribute.name != RECIPE_ATTRIBUTE && attribute.name != PROVENANCE_ATTRIBUTE {
-            add_attribute(&mut main, &attribute.name, &attribute.media_type, attribute.bytes)?;
+        match attribute.name.as_str() {
+            RECIPE_ATTRIBUTE => earlier_recipe = Some(attribute.bytes),
+            PROVENANCE_ATTRIBUTE => earlier = Some(attribute.bytes),
+            _ => add_attribute(&mut main, &attribute.name, &attribute.media_type, attribute.bytes)?,
         }
     }
     add_attribute(&mut main, RECIPE_ATTRIBUTE, "application/toml", recipe.as_bytes().to_vec())?;
-    add_attribute(&mut main, PROVENANCE_ATTRIBUTE, "application/json", provenance(source)?)?;
+    let provenance = provenance(source, earlier_recipe, earlier)?;
+    add_attribute(&mut main, PROVENANCE_ATTRIBUTE, "application/json", provenance)?;
     let mut layouts = Vec::new();
     match options.shard_bytes {
         None => {
@@ -64,12 +68,17 @@ pub(super) fn write(
             for (i, shard) in shards.iter().enumerate() {
                 let name = shard_name(output, i + 1, shards.len())?;
                 let path = output.with_file_name(&name);
-                check_free(&path, options.force)?;
                 let mut builder = ArchiveBuilder::new(WriteOptions::default());
                 for tensor in shard {
                     builder.tensor(tensor.clone());
                 }
                 let layout = lay_out(&builder)?;
+                // A kill between the renames leaves shards that are as they should be.
+                let same =
+                    cmf_loader::Model::open(&path).is_ok_and(|model| model.identity() == layout.identity());
+                if !same {
+                    check_free(&path, options.force)?;
+                }
                 main.shard(&name, layout.identity(), layout.file_bytes());
                 for tensor in shard {
                     main.tensor(TensorEntry { content: Content::Shard(name.clone()), ..tensor.clone() });
@@ -102,15 +111,20 @@ fn lay_out(builder: &ArchiveBuilder) -> Result<Layout> {
 }
 
 fn add_attribute(builder: &mut ArchiveBuilder, name: &str, media_type: &str, bytes: Vec<u8>) -> Result<()> {
-    let segment =
-        SegmentData::compressed(bytes, ATTRIBUTE_LEVEL).map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?;
+    let segment = SegmentData::compressed(bytes, ATTRIBUTE_LEVEL)
+        .map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?;
     builder.attribute(name, media_type, segment);
     Ok(())
 }
 
-/// Says what the archive was made from. Names and lengths only: the same input gives the same
-/// bytes wherever and whenever it is converted.
-fn provenance(source: &dyn Source) -> Result<Vec<u8>> {
+/// Says what the archive was made from, and by which recipe that was made, if it was a `.cmf`.
+/// Names and lengths only: the same input gives the same bytes wherever and whenever it is
+/// converted.
+fn provenance(
+    source: &dyn Source,
+    earlier_recipe: Option<Vec<u8>>,
+    earlier: Option<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let inputs: Vec<_> = source
         .inputs()
         .iter()
@@ -119,10 +133,19 @@ fn provenance(source: &dyn Source) -> Result<Vec<u8>> {
             serde_json::json!({ "name": name, "bytes": input.bytes })
         })
         .collect();
-    let text = serde_json::json!({
+    let mut text = serde_json::json!({
         "tool": concat!("cmf ", env!("CARGO_PKG_VERSION")),
         "inputs": inputs,
     });
+    if let (Some(object), Some(recipe)) = (text.as_object_mut(), &earlier_recipe) {
+        object.insert("input_recipe".into(), String::from_utf8_lossy(recipe).into());
+    }
+    if let (Some(object), Some(earlier)) = (text.as_object_mut(), &earlier) {
+        // What is no JSON was not written by this tool; it is kept as text.
+        let value =
+            serde_json::from_slice(earlier).unwrap_or_else(|_| String::from_utf8_lossy(earlier).into());
+        object.insert("input_provenance".into(), value);
+    }
     serde_json::to_vec_pretty(&text).map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))
 }
 
@@ -144,18 +167,45 @@ fn cut(tensors: Vec<TensorEntry>, limit: u64) -> Vec<Vec<TensorEntry>> {
     shards
 }
 
-fn stored_bytes(tensor: &TensorEntry) -> u64 {
+/// Bytes of the segments of a tensor.
+pub(super) fn stored_bytes(tensor: &TensorEntry) -> u64 {
     let Content::Matrices(matrices) = &tensor.content else { return 0 };
     let terms = matrices.iter().flat_map(|m| &m.units).flat_map(|u| &u.terms);
     terms.map(|t| t.node.stored_bytes()).sum()
 }
 
 fn shard_name(output: &Path, number: usize, count: usize) -> Result<String> {
-    let stem = output
+    Ok(format!("{}-{number:05}-of-{count:05}.cmf", stem(output)?))
+}
+
+fn stem(output: &Path) -> Result<&str> {
+    output
         .file_stem()
         .and_then(|n| n.to_str())
-        .ok_or_else(|| Error::bad_argument("is no file name").file(output))?;
-    Ok(format!("{stem}-{number:05}-of-{count:05}.cmf"))
+        .ok_or_else(|| Error::bad_argument("is no file name").file(output))
+}
+
+/// Refuses, before any work, files beside `output` that look like shards of it. How many shards
+/// there will be shows only at the end.
+pub(super) fn check_shards_free(output: &Path) -> Result<()> {
+    let stem = stem(output)?;
+    let folder = folder_of(output);
+    let failed = |e| Error::io("cannot be read", e).file(folder);
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        let numbers = name
+            .and_then(|n| n.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".cmf")?.split_once("-of-"));
+        if numbers.is_some_and(|(number, count)| digits(number) && digits(count)) {
+            check_free(&path, false)?;
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a new file with `fill` and brings it to disk.
@@ -174,8 +224,7 @@ pub(crate) fn write_synced(
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     let failed = |e| Error::io("cannot take its name", e).file(to);
     std::fs::rename(from, to).map_err(failed)?;
-    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder_of(to)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 struct Reporting<'a, W> {

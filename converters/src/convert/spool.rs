@@ -113,12 +113,23 @@ impl Spool {
         chunk_group_bytes: u32,
     ) -> Result<(Self, HashMap<BlockId, Vec<NodeData>>)> {
         let failed = |e| Error::io("cannot be used as work folder", e).file(folder);
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        match std::fs::create_dir(folder) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            made => made.map_err(failed)?,
+        }
         let open = |name: &str| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(name)).map_err(failed)
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(folder.join(name))
+                .map_err(failed)
         };
         let (segments, mut journal) = (open("segments")?, open("journal")?);
-        journal.try_lock().map_err(|e| failed(io::Error::other(format!("another conversion uses it: {e}"))))?;
+        journal
+            .try_lock()
+            .map_err(|e| failed(io::Error::other(format!("another conversion uses it: {e}"))))?;
         let records = read_journal(&mut journal, key).map_err(failed)?;
         let mut done = HashMap::new();
         let mut end = 0;
@@ -134,7 +145,11 @@ impl Spool {
         if done.is_empty() {
             end = 0;
             segments.set_len(0).map_err(failed)?;
-            journal.set_len(0).and_then(|()| journal.rewind()).and_then(|()| journal.write_all(key)).map_err(failed)?;
+            journal
+                .set_len(0)
+                .and_then(|()| journal.rewind())
+                .and_then(|()| journal.write_all(key))
+                .map_err(failed)?;
         }
         let spool = Self {
             folder: folder.to_path_buf(),
@@ -175,7 +190,9 @@ impl Spool {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         let key = *end;
         let mut file = &self.segments;
-        file.seek(io::SeekFrom::Start(key)).and_then(|_| file.write_all(bytes)).map_err(|e| self.failed(e))?;
+        file.seek(io::SeekFrom::Start(key))
+            .and_then(|_| file.write_all(bytes))
+            .map_err(|e| self.failed(e))?;
         *end += stored_bytes;
         drop(end);
         let source = SegmentSource::Stored(StoredSegment { key, stored_bytes, hash, chunk_hashes });

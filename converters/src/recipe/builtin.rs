@@ -19,4 +19,23 @@ macro_rules! builtin {
     };
 }
 
-builtin!("keep", "lossless", "q8", "q6", "q5", "q4", "q4-rtn", "q4-hqq", "q4-nf4", "q4-sparse", "mxfp4", "q3", "q3-lowrank", "spqr", "q2", "vq3", "vq2");
+builtin!(
+    "keep",
+    "lossless",
+    "q8",
+    "q6",
+    "q5",
+    "q4",
+    "q4-rtn",
+    "q4-hqq",
+    "q4-nf4",
+    "q4-sparse",
+    "mxfp4",
+    "q3",
+    "q3-lowrank",
+    "spqr",
+    "q2",
+    "vq3",
+    "vq2",
+    "aqlm2"
+);

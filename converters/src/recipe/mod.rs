@@ -7,6 +7,7 @@ pub use builtin::{BUILTIN_NAMES, builtin};
 use crate::encode::TermParams;
 use crate::error::{Error, Result};
 use crate::source::TensorInfo;
+use cmf_format::DType;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use wildmatch::WildMatch;
@@ -136,14 +137,16 @@ impl Recipe {
         }
         let path = Path::new(name_or_path);
         let text = std::fs::read_to_string(path).map_err(|e| {
-            let problem = format!("recipe `{name_or_path}` is not built in ({}) and no file", BUILTIN_NAMES.join(", "));
+            let problem =
+                format!("recipe `{name_or_path}` is not built in ({}) and no file", BUILTIN_NAMES.join(", "));
             Error::bad_argument(problem).caused_by(e)
         })?;
         Self::from_toml(&text).map_err(|e| e.file(path))
     }
 
     fn check(&self) -> Result<()> {
-        let bad = |rule: usize, problem: &str| Err(Error::bad_argument(format!("recipe: rule {rule}: {problem}")));
+        let bad =
+            |rule: usize, problem: &str| Err(Error::bad_argument(format!("recipe: rule {rule}: {problem}")));
         if !(4096..=128 << 20).contains(&self.unit_bytes) {
             return Err(Error::bad_argument("recipe: unit_bytes")
                 .expected(format_args!("4096 to {}", 128 << 20))
@@ -174,30 +177,40 @@ impl Recipe {
     /// `BadArgument` when `with` has no rule for matrices.
     pub fn override_with(&mut self, pattern: &str, with: &Recipe) -> Result<()> {
         let matching = with.rules.iter().find(|r| r.patterns.iter().any(|p| p == "*"));
-        let rule = matching.ok_or_else(|| Error::bad_argument(format!("recipe `{}` has no rule for `*`", with.name)))?;
-        self.rules.insert(0, Rule { patterns: Patterns::One(pattern.into()), min_rank: 0, min_elements: 0, ..rule.clone() });
+        let rule = matching
+            .ok_or_else(|| Error::bad_argument(format!("recipe `{}` has no rule for `*`", with.name)))?;
+        self.rules.insert(
+            0,
+            Rule { patterns: Patterns::One(pattern.into()), min_rank: 0, min_elements: 0, ..rule.clone() },
+        );
         Ok(())
     }
 
-    /// How a tensor is stored. Integers and other types without rounding stay as they are.
+    /// How a tensor is stored. Integers, powers of two (`f8_e8m0`: scales of another tensor) and
+    /// other types without rounding stay as they are.
     pub fn storage_of(&self, tensor: &TensorInfo) -> Storage<'_> {
-        let matches = |rule: &&Rule| {
-            rule.min_rank <= tensor.shape.len()
-                && tensor.elements().is_some_and(|n| n >= rule.min_elements)
-                && rule.patterns.iter().any(|p| WildMatch::new(p).matches(&tensor.name))
-        };
-        match self.rules.iter().find(matches) {
+        match self.rules.iter().find(|rule| rule.matches(tensor)) {
             Some(Rule { store: Some(exact), .. }) => Storage::Exact(*exact),
-            Some(rule) if tensor.dtype.is_float() => Storage::Terms(&rule.terms),
+            Some(rule) if tensor.dtype.is_float() && tensor.dtype != DType::F8E8M0 => {
+                Storage::Terms(&rule.terms)
+            }
             _ => Storage::Exact(Exact::Keep),
         }
+    }
+}
+
+impl Rule {
+    /// Whether the tensor is of the names and sizes that the rule is for.
+    pub fn matches(&self, tensor: &TensorInfo) -> bool {
+        self.min_rank <= tensor.shape.len()
+            && tensor.elements().is_some_and(|n| n >= self.min_elements)
+            && self.patterns.iter().any(|p| WildMatch::new(p).matches(&tensor.name))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cmf_format::DType;
 
     fn tensor(name: &str, dtype: DType, shape: &[u64]) -> TensorInfo {
         TensorInfo { name: name.into(), dtype, shape: shape.to_vec() }
@@ -217,7 +230,8 @@ mod tests {
     #[test]
     fn first_matching_rule_wins_and_integers_are_kept() -> Result<()> {
         let recipe = Recipe::load("q4")?;
-        let grouped = |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms([TermParams::Grouped(_)]));
+        let grouped =
+            |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms([TermParams::Grouped(_)]));
         assert!(grouped(&tensor("model.layers.0.mlp.up_proj.weight", DType::BF16, &[64, 64])));
         assert!(!grouped(&tensor("model.norm.weight", DType::BF16, &[64])));
         assert!(!grouped(&tensor("ids", DType::I64, &[64, 64])));
@@ -236,7 +250,8 @@ mod tests {
     #[test]
     fn rejects_unknown_fields_and_terms_that_cannot_stand_together() {
         let unknown = "name = 'x'\n[[rule]]\nmatch = '*'\nbitz = 3\nstore = 'keep'";
-        let together = "name = 'x'\n[[rule]]\nmatch = '*'\nstore = 'keep'\nterms = [{ encoding = 'grouped', bits = 4 }]";
+        let together =
+            "name = 'x'\n[[rule]]\nmatch = '*'\nstore = 'keep'\nterms = [{ encoding = 'grouped', bits = 4 }]";
         let none = "name = 'x'\n[[rule]]\nmatch = '*'\nterms = []";
         for text in [unknown, together, none] {
             assert!(Recipe::from_toml(text).is_err(), "{text}");

@@ -1,6 +1,6 @@
 //! `.cmf` archives as a source: for export, comparison and re-encoding.
 
-use super::{AttributeFile, InputFile, Source, TensorInfo, input_file};
+use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, input_file};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use cmf_format::archive::{Node, Unit};
@@ -9,6 +9,11 @@ use cmf_loader::{FileSource, Levels, Model};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Most bytes of plain elements for each byte of the files: a hundredth of a bit for each f32.
+const MAX_EXPANSION: u64 = 4096;
+/// Bytes of plain elements that any archive may have.
+const ALWAYS_BYTES: u64 = 1 << 30;
 
 /// An archive, with its shards and bases.
 #[derive(Debug)]
@@ -22,10 +27,11 @@ impl CmfSource {
     /// Opens an archive. Its tensors are read at their highest level.
     ///
     /// # Errors
-    /// What [`Model::open`] gives.
+    /// What [`Model::open`] gives; `Limit` for more than 4096 bytes of plain elements in each byte
+    /// of the files.
     pub fn open(path: &Path) -> Result<Self> {
         let model = Model::open(path).map_err(loader_error)?;
-        let tensors = model
+        let tensors: Vec<_> = model
             .tensors()
             .map(|t| TensorInfo { name: t.name().into(), dtype: t.dtype(), shape: t.shape() })
             .collect();
@@ -34,6 +40,7 @@ impl CmfSource {
         for reference in model.references() {
             inputs.push(input_file(&folder.join(reference.name()))?);
         }
+        check_expansion(path, &tensors, &inputs)?;
         Ok(Self { model, tensors, inputs })
     }
 
@@ -59,6 +66,22 @@ impl CmfSource {
         }
         Ok((tensor, range.start / held..range.end / held))
     }
+}
+
+/// Refuses an archive of far more elements than anybody's weights fit in so few bytes. Zeros take no
+/// space in some encodings, and whoever reads them all would not come to an end.
+fn check_expansion(path: &Path, tensors: &[TensorInfo], inputs: &[InputFile]) -> Result<()> {
+    let held = inputs.iter().fold(0u64, |sum, input| sum.saturating_add(input.bytes));
+    let most = held.saturating_mul(MAX_EXPANSION).max(ALWAYS_BYTES);
+    let plain = |t: &TensorInfo| t.elements().unwrap_or(u64::MAX).saturating_mul(t.dtype.bytes() as u64);
+    let total = tensors.iter().fold(0u64, |sum, tensor| sum.saturating_add(plain(tensor)));
+    if total <= most {
+        return Ok(());
+    }
+    Err(Error::limit("plain elements")
+        .file(path)
+        .expected(format_args!("at most {most} bytes in files of {held}"))
+        .found(format_args!("{total} bytes")))
 }
 
 fn loader_error(error: cmf_loader::Error) -> Error {
@@ -89,7 +112,13 @@ impl Source for CmfSource {
         tensor.decode_rows(Levels::All, rows, out).map_err(loader_error)
     }
 
-    fn native_nodes(&self, index: usize, range: Range<u64>, rows: u64, _: u64) -> Result<Option<Vec<NodeData>>> {
+    fn native_nodes(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        rows: u64,
+        _: u64,
+    ) -> Result<Option<Vec<NodeData>>> {
         let (tensor, held) = self.rows(index, &range)?;
         let stored = tensor.stored().map_err(loader_error)?;
         let matrix_rows = tensor.matrix_shape().map_err(loader_error)?.rows.max(1);
@@ -127,13 +156,38 @@ impl Source for CmfSource {
             };
             let found: Vec<_> = matrix.units().map(rows).collect();
             let same = blocks.get_or_insert_with(|| found.clone()) == &found;
-            if tensor.is_delta() || !inputs.is_empty() || !outputs.is_empty() || !same || !matrix.units().all(|u| plain(&u)) {
-                return Err(Error::unsupported("has levels, transforms or regions, which `keep` does not carry")
-                    .file(self.model.path())
-                    .tensor(tensor.name()));
+            if tensor.is_delta()
+                || !inputs.is_empty()
+                || !outputs.is_empty()
+                || !same
+                || !matrix.units().all(|u| plain(&u))
+            {
+                return Err(Error::unsupported(
+                    "has levels, transforms or regions, which `keep` does not carry",
+                )
+                .file(self.model.path())
+                .tensor(tensor.name()));
             }
         }
         Ok(blocks)
+    }
+
+    fn is_exact(&self, index: usize) -> Result<bool> {
+        let Some(tensor) = self.model.tensors().nth(index) else { return Ok(false) };
+        let rows = tensor.matrix_shape().map_err(loader_error)?.rows;
+        // Unit by unit: to open a whole tensor may take as much memory as it has bytes.
+        for (m, matrix) in tensor.stored().map_err(loader_error)?.matrices().enumerate() {
+            let top = rows.saturating_mul(m as u64);
+            for unit in matrix.units() {
+                let (start, count) = (unit.record().row_start.get(), unit.record().rows.get());
+                let start = top.saturating_add(start);
+                let opened = tensor.open_rows(Levels::All, start..start.saturating_add(count));
+                if !opened.map_err(loader_error)?.is_exact() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn attributes(&self) -> Result<Vec<AttributeFile>> {
@@ -152,12 +206,17 @@ impl Source for CmfSource {
     fn inputs(&self) -> &[InputFile] {
         &self.inputs
     }
+
+    fn format(&self) -> SourceFormat {
+        SourceFormat::Cmf
+    }
 }
 
 /// A node with its stored bytes, compressed ones as they are.
 fn node_data(node: &Node<'_, FileSource>) -> cmf_format::Result<NodeData> {
     let segment = |s: cmf_format::archive::Segment<'_, FileSource>| {
-        let unknown = || cmf_format::Error::new(cmf_format::ErrorKind::Unsupported, "segment", "unknown compression");
+        let unknown =
+            || cmf_format::Error::new(cmf_format::ErrorKind::Unsupported, "segment", "unknown compression");
         Ok(SegmentData {
             source: SegmentSource::Bytes(s.stored()?.into_owned().into()),
             decoded_bytes: s.record().decoded_bytes.get(),

@@ -1,12 +1,14 @@
 //! Hugging Face directories and sharded safetensors indexes.
 
-use super::{AttributeFile, InputFile, SafetensorsFile, Source, TensorInfo, files};
+use super::{AttributeFile, InputFile, SafetensorsFile, Source, SourceFormat, TensorInfo, files};
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+/// Endings of weights that a directory may hold instead.
+const OTHER_WEIGHTS: [&str; 8] = [".gguf", ".cmf", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx"];
 /// Largest index that is read.
 const INDEX_LIMIT_BYTES: u64 = 100_000_000;
 
@@ -42,13 +44,21 @@ impl DirectorySource {
         if let Some(index) = names.iter().find(|n| n.ends_with(".safetensors.index.json")) {
             return Self::from_index(&directory.join(index), true);
         }
+        let other = names.iter().find(|name| OTHER_WEIGHTS.iter().any(|end| name.ends_with(end))).cloned();
         names.retain(|name| name.ends_with(".safetensors"));
         // A model saved twice, whole and as consolidated shards, is still one model.
         if names.iter().any(|n| n == "model.safetensors") {
             names.retain(|n| n == "model.safetensors");
         }
         if names.is_empty() {
-            return Err(Error::unsupported("has no .safetensors file").file(directory));
+            let error = Error::unsupported("weights").file(directory).expected(".safetensors files");
+            return Err(match other {
+                Some(name) if name.ends_with(".gguf") || name.ends_with(".cmf") => {
+                    error.found(format_args!("{name}: name that file instead of the directory"))
+                }
+                Some(name) => error.found(name),
+                None => error,
+            });
         }
         Self::from_parts(directory, &names, None, true)
     }
@@ -78,8 +88,11 @@ impl DirectorySource {
             let mut components = Path::new(name).components();
             let bare = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
             if !bare || name.contains(['/', '\\']) {
-                return Err(Error::bad_file(format!("shard `{}` is not a bare file name", name.escape_debug()))
-                    .file(path));
+                return Err(Error::bad_file(format!(
+                    "shard `{}` is not a bare file name",
+                    name.escape_debug()
+                ))
+                .file(path));
             }
         }
         let directory = path.parent().unwrap_or(Path::new("."));
@@ -104,10 +117,16 @@ impl DirectorySource {
                     && map.get(&tensor.name) != Some(file)
                 {
                     let found = map.get(&tensor.name).map_or("no shard", String::as_str);
-                    return Err(Error::bad_file("index").file(path).tensor(&tensor.name).expected(file).found(found));
+                    return Err(Error::bad_file("index")
+                        .file(path)
+                        .tensor(&tensor.name)
+                        .expected(file)
+                        .found(found));
                 }
                 if all.insert(tensor.name.clone(), (p, t)).is_some() {
-                    return Err(Error::bad_file("is in two files").file(directory.join(file)).tensor(&tensor.name));
+                    return Err(Error::bad_file("is in two files")
+                        .file(directory.join(file))
+                        .tensor(&tensor.name));
                 }
             }
         }
@@ -120,10 +139,7 @@ impl DirectorySource {
                 .expected(shard));
         }
         let places: Vec<_> = all.into_values().collect();
-        let tensors = places
-            .iter()
-            .filter_map(|(p, t)| parts.get(*p)?.tensors().get(*t).cloned())
-            .collect();
+        let tensors = places.iter().filter_map(|(p, t)| parts.get(*p)?.tensors().get(*t).cloned()).collect();
         let inputs = parts.iter().flat_map(|p| p.inputs().iter().cloned()).collect();
         Ok(Self { directory: directory.to_path_buf(), parts, tensors, places, inputs, carries_files })
     }
@@ -159,6 +175,10 @@ impl Source for DirectorySource {
         Ok(None)
     }
 
+    fn is_exact(&self, _: usize) -> Result<bool> {
+        Ok(true)
+    }
+
     fn attributes(&self) -> Result<Vec<AttributeFile>> {
         let mut found = match self.carries_files {
             true => files::carried(&self.directory)?,
@@ -173,5 +193,9 @@ impl Source for DirectorySource {
 
     fn inputs(&self) -> &[InputFile] {
         &self.inputs
+    }
+
+    fn format(&self) -> SourceFormat {
+        SourceFormat::Safetensors
     }
 }

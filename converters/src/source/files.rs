@@ -67,7 +67,9 @@ mod tests {
         for name in ["config.json", "tokenizer.model", "merges.txt", "LICENSE", "chat_template.jinja"] {
             assert!(media_type(name).is_some(), "{name}");
         }
-        for name in ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", ".gitattributes"] {
+        for name in
+            ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", ".gitattributes"]
+        {
             assert!(media_type(name).is_none(), "{name}");
         }
     }

@@ -1,6 +1,6 @@
 //! GGUF files as a source: block types are carried as they are.
 
-use super::{AttributeFile, InputFile, Source, TensorInfo, decode_elements, input_file};
+use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, GgufSource, block_node, decode};
 use cmf_format::{DType, NodeData};
@@ -24,7 +24,11 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let source = GgufSource::open(path)?;
     let mut tensors: Vec<_> = source
         .tensors()
-        .map(|t| TensorInfo { name: t.name().into(), dtype: plain(t.ty()).unwrap_or(DType::F32), shape: t.shape().to_vec() })
+        .map(|t| TensorInfo {
+            name: t.name().into(),
+            dtype: plain(t.ty()).unwrap_or(DType::F32),
+            shape: t.shape().to_vec(),
+        })
         .collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let inputs = source.files().map(|(path, _)| input_file(path)).collect::<Result<_>>()?;
@@ -99,7 +103,13 @@ impl Source for Gguf {
         }
     }
 
-    fn native_nodes(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<Vec<NodeData>>> {
+    fn native_nodes(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        rows: u64,
+        cols: u64,
+    ) -> Result<Option<Vec<NodeData>>> {
         let (ty, bytes) = self.stored(index, range)?;
         if plain(ty).is_some() {
             return Ok(None);
@@ -109,6 +119,11 @@ impl Source for Gguf {
 
     fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
         Ok(None)
+    }
+
+    fn is_exact(&self, index: usize) -> Result<bool> {
+        let info = self.tensors.get(index).and_then(|t| self.source.get(&t.name));
+        Ok(info.is_some_and(|info| plain(info.ty()).is_some()))
     }
 
     fn attributes(&self) -> Result<Vec<AttributeFile>> {
@@ -127,5 +142,9 @@ impl Source for Gguf {
 
     fn inputs(&self) -> &[InputFile] {
         &self.inputs
+    }
+
+    fn format(&self) -> SourceFormat {
+        SourceFormat::Gguf
     }
 }

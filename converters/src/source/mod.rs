@@ -81,7 +81,13 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// As [`Source::read_elements`]; `Unsupported` for an encoding that rows alone cannot carry.
-    fn native_nodes(&self, index: usize, range: Range<u64>, rows: u64, cols: u64) -> Result<Option<Vec<NodeData>>>;
+    fn native_nodes(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        rows: u64,
+        cols: u64,
+    ) -> Result<Option<Vec<NodeData>>>;
 
     /// The row blocks of each matrix that [`Source::native_nodes`] must be asked for; `None` when any
     /// will do.
@@ -89,6 +95,13 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// As [`Source::native_nodes`].
     fn native_blocks(&self, index: usize) -> Result<Option<Vec<Range<u64>>>>;
+
+    /// Whether tensor `index` is held as its very elements, so that reading them loses nothing;
+    /// false where they are decoded from an encoding with values of its own.
+    ///
+    /// # Errors
+    /// As [`Source::read_elements`].
+    fn is_exact(&self, index: usize) -> Result<bool>;
 
     /// Files that travel with the model.
     ///
@@ -98,6 +111,20 @@ pub trait Source: Send + Sync {
 
     /// The files that the tensors are read from.
     fn inputs(&self) -> &[InputFile];
+
+    /// What kind of files they are.
+    fn format(&self) -> SourceFormat;
+}
+
+/// The formats that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceFormat {
+    /// safetensors: a file, an index, or a directory.
+    Safetensors,
+    /// GGUF.
+    Gguf,
+    /// `.cmf`.
+    Cmf,
 }
 
 /// Opens what `path` is: a safetensors file or index, a Hugging Face directory, a GGUF file, or a
@@ -116,21 +143,31 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
     if start.starts_with(b"GGUF") {
         return Ok(Box::new(gguf::open(path)?));
     }
-    if start.starts_with(&cmf_format::wire::MAGIC) {
+    // A .cmf that a transfer damaged is still meant to be one: the format crate says by what.
+    if start.starts_with(&cmf_format::wire::MAGIC) || start.get(1..4) == Some(b"CMF") {
         return Ok(Box::new(CmfSource::open(path)?));
     }
-    if start.get(8) == Some(&b'{') {
+    let is_json = path.extension().is_some_and(|e| e == "json");
+    if start.get(8) == Some(&b'{') && !is_json {
         return Ok(Box::new(SafetensorsFile::open(path)?));
     }
-    if path.extension().is_some_and(|e| e == "json") {
+    if is_json {
         return Ok(Box::new(DirectorySource::open_index(path)?));
     }
-    // The format crate knows the names of other formats.
-    let found = cmf_format::Archive::parse(&start[..], &cmf_format::Limits::default());
-    Err(match found {
-        Err(error) => Error::unsupported(error.to_string()).file(path),
-        Ok(_) => Error::unsupported("is of an unknown format").file(path),
+    let error = Error::unsupported("format")
+        .file(path)
+        .expected("a safetensors file, a sharded index, a Hugging Face directory, a GGUF file or a .cmf");
+    Err(match known_as(&start) {
+        Some(name) => error.found(name),
+        None => error,
     })
+}
+
+/// What the format crate calls a file of another format that begins with `start`.
+fn known_as(start: &[u8]) -> Option<String> {
+    let error = cmf_format::Archive::parse(start, &cmf_format::Limits::default()).err()?.to_string();
+    let (_, name) = error.rsplit_once(", found ")?;
+    (name != "unknown").then(|| name.to_owned())
 }
 
 fn input_file(path: &Path) -> Result<InputFile> {

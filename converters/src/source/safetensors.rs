@@ -1,6 +1,6 @@
 //! safetensors files, parsed by the safetensors crate and read by position.
 
-use super::{AttributeFile, InputFile, Source, TensorInfo, decode_elements, input_file};
+use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file};
 use crate::error::{Error, Result};
 use crate::gguf::ReadAt;
 use cmf_format::{DType, NodeData};
@@ -61,9 +61,8 @@ impl SafetensorsFile {
         let mut offsets = Vec::new();
         for (name, info) in named {
             let text = info.dtype.to_string();
-            let dtype = DType::from_safetensors_name(&text).ok_or_else(|| {
-                Error::unsupported(format!("element type {text}")).file(path).tensor(&name)
-            })?;
+            let dtype = DType::from_safetensors_name(&text)
+                .ok_or_else(|| Error::unsupported(format!("element type {text}")).file(path).tensor(&name))?;
             offsets.push(data.saturating_add(info.data_offsets.0 as u64));
             tensors.push(TensorInfo { name, dtype, shape: info.shape.iter().map(|n| *n as u64).collect() });
         }
@@ -78,13 +77,10 @@ impl SafetensorsFile {
     }
 }
 
-impl Source for SafetensorsFile {
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
-    }
-
-    fn read_elements(&self, index: usize, range: Range<u64>, out: &mut Vec<u8>) -> Result<()> {
-        let (Some(tensor), Some(offset)) = (self.tensors.get(index), self.offsets.get(index)) else {
+impl SafetensorsFile {
+    /// Bytes of elements `range` of tensor `index`, which are there.
+    fn bytes_of(&self, index: usize, range: &Range<u64>) -> Result<usize> {
+        let Some(tensor) = self.tensors.get(index) else {
             return Err(Error::bad_argument(format!("tensor index {index}")).file(&self.path));
         };
         let elements = tensor.elements().unwrap_or(0);
@@ -95,19 +91,44 @@ impl Source for SafetensorsFile {
                 .expected(format_args!("a range within 0..{elements}"))
                 .found(format_args!("{range:?}")));
         }
-        let size = tensor.dtype.bytes() as u64;
-        out.clear();
-        out.resize(usize::try_from((range.end - range.start) * size).unwrap_or(usize::MAX), 0);
-        let at = offset + range.start * size;
+        let bytes = (range.end - range.start) * tensor.dtype.bytes() as u64;
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
+    /// Fills `out` with the bytes of tensor `index` from element `start` on.
+    fn read(&self, index: usize, start: u64, out: &mut [u8]) -> Result<()> {
+        let (Some(tensor), Some(offset)) = (self.tensors.get(index), self.offsets.get(index)) else {
+            return Err(Error::bad_argument(format!("tensor index {index}")).file(&self.path));
+        };
+        let at = offset + start * tensor.dtype.bytes() as u64;
         self.file
             .read_exact_at(at, out)
             .map_err(|e| Error::io("data cannot be read", e).file(&self.path).tensor(&tensor.name).at(at))
     }
+}
+
+impl Source for SafetensorsFile {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn read_elements(&self, index: usize, range: Range<u64>, out: &mut Vec<u8>) -> Result<()> {
+        let bytes = self.bytes_of(index, &range)?;
+        out.clear();
+        out.resize(bytes, 0);
+        self.read(index, range.start, out)
+    }
 
     fn read_values(&self, index: usize, range: Range<u64>, out: &mut Vec<f32>) -> Result<()> {
+        let Some(tensor) = self.tensors.get(index) else { return Ok(()) };
+        if tensor.dtype == DType::F32 && cfg!(target_endian = "little") {
+            let bytes = self.bytes_of(index, &range)?;
+            out.clear();
+            out.resize(bytes / 4, 0.0);
+            return self.read(index, range.start, bytemuck::cast_slice_mut(out));
+        }
         let mut bytes = Vec::new();
         self.read_elements(index, range, &mut bytes)?;
-        let Some(tensor) = self.tensors.get(index) else { return Ok(()) };
         decode_elements(tensor.dtype, &bytes, out).map_err(|e| e.file(&self.path).tensor(&tensor.name))
     }
 
@@ -117,6 +138,10 @@ impl Source for SafetensorsFile {
 
     fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
         Ok(None)
+    }
+
+    fn is_exact(&self, _: usize) -> Result<bool> {
+        Ok(true)
     }
 
     fn attributes(&self) -> Result<Vec<AttributeFile>> {
@@ -132,5 +157,9 @@ impl Source for SafetensorsFile {
 
     fn inputs(&self) -> &[InputFile] {
         &self.inputs
+    }
+
+    fn format(&self) -> SourceFormat {
+        SourceFormat::Safetensors
     }
 }
