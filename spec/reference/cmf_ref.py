@@ -585,9 +585,9 @@ class Archive:
         """The terms up to the level, less those left out, and the number of those."""
         terms, left_out = [], 0
         for term in self.terms[matrix.first_term : matrix.first_term + matrix.term_count]:
-            unknown = self.nodes[term.node].unknown or (term.flags & 0xFF and f"term flags {term.flags}")
-            check(not unknown or term.flags & 0x100, "unsupported", unknown)
             if term.level <= level:
+                unknown = self.nodes[term.node].unknown or (term.flags & 0xFF and f"term flags {term.flags}")
+                check(not unknown or term.flags & 0x100, "unsupported", unknown)
                 terms += [] if unknown else [term]
                 left_out += bool(unknown)
         return terms, left_out
@@ -1368,9 +1368,7 @@ def observe_tensor(archive, name, levels):
         kind = ARCHIVES[archive.archives[tensor.archive].kind]
         seen["reference"] = {"archive": archive.archive_names[tensor.archive], "kind": kind}
     seen["readable"] = error_kind(lambda: archive.readable_matrices(tensor)) != "unsupported"
-    if not seen["readable"]:
-        return seen
-    matrices, exact = archive.readable_matrices(tensor), archive.exact_bytes(name)
+    matrices = archive.matrices_of(tensor)
     if levels:
         seen["levels"] = [
             {
@@ -1380,7 +1378,7 @@ def observe_tensor(archive, name, levels):
             }
             for level in levels
         ]
-    if exact is not None:
+    if seen["readable"] and (exact := archive.exact_bytes(name)) is not None:
         seen["elements"] = exact.hex()
     return seen
 

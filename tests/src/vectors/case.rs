@@ -231,15 +231,16 @@ impl Tensor {
             }
         }
         let highest = self.matrices.iter().flat_map(|m| &m.units).map(|u| u.level).max().unwrap_or(0);
-        let lost = |m: &Matrix| m.terms(highest).any(|t| !t.piece.known && !t.optional);
-        let readable = !self.unreadable && !self.matrices.iter().any(lost);
-        out.insert("readable".into(), readable.into());
-        if !readable {
-            return out.into();
-        }
-        if self.dtype != DType::C64 {
-            let levels: Vec<Value> = (0..=highest).map(|level| self.level(level)).collect();
+        let lost = |m: &Matrix, level| m.terms(level).any(|t| !t.piece.known && !t.optional);
+        let readable = |level| !self.unreadable && !self.matrices.iter().any(|m| lost(m, level));
+        out.insert("readable".into(), readable(highest).into());
+        let real = |level: &u16| self.dtype != DType::C64 && readable(*level);
+        let levels: Vec<Value> = (0..=highest).filter(real).map(|level| self.level(level)).collect();
+        if !levels.is_empty() {
             out.insert("levels".into(), levels.into());
+        }
+        if !readable(highest) {
+            return out.into();
         }
         let exact: Option<Vec<Vec<u8>>> =
             self.matrices.iter().map(|m| m.elements(highest, self.dtype)).collect();

@@ -5,6 +5,7 @@ use crate::vectors::frames::{self, Block, EXPONENTS, exponents, short_frame};
 use crate::vectors::naive::{
     Blocks, Grouped, Map, Piece, blocks, cycle, dense, f16s, f32s, grouped, low_rank,
 };
+use crate::vectors::transform::Transform;
 use cmf_format::write::StepEntry;
 use cmf_format::{Compression, DType, Result, SegmentData};
 
@@ -28,6 +29,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
     sums(files)?;
     levels(files)?;
     names(files)?;
+    limits(files)?;
     attributes(files)?;
     references(files)?;
     integrity(files)
@@ -266,6 +268,41 @@ fn names(files: &mut Files) -> Result<()> {
         .finish(files)
 }
 
+fn limits(files: &mut Files) -> Result<()> {
+    let transforms = (0..16).map(|seed| Transform::SignHadamard(2, seed)).collect();
+    let inputs = Matrix { inputs: transforms, ..Matrix::sum(1, 4, vec![numbers(1, 4, 0).into()]) };
+    Accept::new(
+        FOLDER,
+        "largest",
+        "16 transforms on a side and a tree of 256 nodes, which every reader accepts",
+    )
+    .tensor(Tensor::new("transforms", DType::F32, &[1, 4], vec![inputs]))
+    .tensor(Tensor::of("tree", tree(&f32s(1, 2, &[2.0, 3.0]))))
+    .finish(files)
+}
+
+/// A tree of 255 nodes and that of `table`, 8 deep: each node is both scale and zero point of the
+/// one above.
+pub(in crate::vectors) fn tree(table: &Piece) -> Piece {
+    let both = |child: &Piece, map| {
+        let g = Grouped {
+            bits: 1,
+            map,
+            scale_op: 1,
+            scale: Some(child),
+            zero_op: 2,
+            zero: Some(child),
+            group: (0, 0),
+        };
+        grouped(&g, 1, 1, &[1])
+    };
+    let mut piece = f32s(1, 1, &[0.5]);
+    for _ in 0..6 {
+        piece = both(&piece, Map::Integer(0));
+    }
+    both(&piece, Map::Table(table))
+}
+
 fn attributes(files: &mut Files) -> Result<()> {
     let zstd = |stored: Vec<u8>, decoded_bytes| SegmentData {
         compression: Compression::Zstd,
@@ -333,11 +370,10 @@ fn integrity(files: &mut Files) -> Result<()> {
     Accept::new(
         FOLDER,
         "chunk_groups",
-        "segments of 1 to 5 chunk groups of 1024 bytes, whose chaining values are segment 0",
+        "segments of 1, 2 and 5 chunk groups of 1024 bytes, whose chaining values are segment 0",
     )
     .attribute("1024.bin", "application/octet-stream", &bytes[..1024])
     .attribute("1025.bin", "application/octet-stream", &bytes[..1025])
-    .attribute("3072.bin", "application/octet-stream", &bytes[..3072])
     .attribute("4097.bin", "application/octet-stream", &bytes)
     .tensor(Tensor::exact("w", dense(DType::U8, 1, 8, &bytes[..8])))
     .finish(files)?;
@@ -348,7 +384,6 @@ fn integrity(files: &mut Files) -> Result<()> {
     )
     .options(64, 2048)
     .attribute("2049.bin", "application/octet-stream", &bytes[..2049])
-    .attribute("4097.bin", "application/octet-stream", &bytes)
     .finish(files)?;
     Accept::new(FOLDER, "alignment", "segments aligned to 4096 bytes, the last of no bytes")
         .options(4096, 65_536)

@@ -1,7 +1,7 @@
 //! Files that must be read.
 
 mod codebook;
-mod container;
+pub(super) mod container;
 mod dense;
 mod grouped;
 mod lossless;

@@ -1,6 +1,6 @@
 //! What a reader of version 1.0 meets without knowing it, and still reads the rest of.
 
-use crate::vectors::case::{Accept, Files, Tensor};
+use crate::vectors::case::{Accept, Files, Matrix, Tensor, Term, Unit};
 use crate::vectors::image::{Image, Parts, TableParts, table};
 use crate::vectors::naive::{Grouped, Parts as NodeParts, Piece, cycle, f32s, grouped};
 use cmf_format::{DType, Result};
@@ -34,6 +34,27 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
         .tensor(Tensor::sum("w", DType::F32, vec![base().into(), future(&child).into()]))
         .tensor(readable())
         .finish(files)?;
+
+    let unit = |level: u16, terms: Vec<Term>| Unit { level, rows: (0, 2), terms };
+    let refined = |last: Term| Matrix {
+        rows: 2,
+        cols: 3,
+        units: vec![
+            unit(0, vec![base().into()]),
+            unit(1, vec![base().into()]),
+            unit(2, vec![last, base().into()]),
+        ],
+        ..Matrix::default()
+    };
+    let tensor = |name: &str, last: Term| Tensor::new(name, DType::F32, &[2, 3], vec![refined(last)]);
+    Accept::new(
+        FOLDER,
+        "unknown_level",
+        "a term of an unknown encoding in level 2: required, levels 0 and 1 stay readable; optional, it is left out of level 2",
+    )
+    .tensor(tensor("required", future(&child).into()))
+    .tensor(tensor("optional", future(&child).optional()))
+    .finish(files)?;
 
     let dense = base();
     let newer = dense.unknown(|node| node.version = 2);

@@ -1,5 +1,6 @@
 //! Small valid archives, each with what some rules are about.
 
+use crate::vectors::accept::container;
 use crate::vectors::image::{Image, Parts};
 use crate::vectors::naive::{Grouped, Map, Piece, cycle, f16s, f32s, grouped};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
@@ -136,6 +137,31 @@ pub(super) fn transforms() -> Result<Base> {
         vec![TransformEntry::Scale(node), TransformEntry::SignHadamard { block: 2, seed: 7 }];
     let mut builder = builder();
     builder.tensor(tensor("w", DType::F32, &[4, 4], vec![entry]));
+    Ok(Base(builder.to_vec()?))
+}
+
+/// A tensor `u` of a table, `v` of a table that is grouped, and `w` of 256 nodes above the first.
+///
+/// Nodes: the table of `u`, the scale and the node of `v`, then those of `w`, whose table is its
+/// last ref.
+pub(super) fn tree() -> Result<Base> {
+    let table = f32s(1, 2, &[2.0, 3.0]);
+    let scale = f32s(1, 1, &[0.5]);
+    let g = Grouped { bits: 1, scale_op: 1, scale: Some(&scale), group: (0, 0), ..Grouped::default() };
+    let other = grouped(&g, 1, 2, &[0, 1]);
+    let mut builder = builder();
+    builder.tensor(tensor("u", DType::F32, &[1, 2], vec![matrix(&table)]));
+    builder.tensor(tensor("v", DType::F32, &[1, 2], vec![matrix(&other)]));
+    builder.tensor(tensor("w", DType::F32, &[1, 1], vec![matrix(&container::tree(&table))]));
+    Ok(Base(builder.to_vec()?))
+}
+
+/// A tensor `w` [1, 4] with 16 input transforms.
+pub(super) fn sixteen_transforms() -> Result<Base> {
+    let mut entry = matrix(&cycle(DType::I8, 1, 4, 0));
+    entry.input_transforms = (0..16).map(|seed| TransformEntry::SignHadamard { block: 2, seed }).collect();
+    let mut builder = builder();
+    builder.tensor(tensor("w", DType::F32, &[1, 4], vec![entry]));
     Ok(Base(builder.to_vec()?))
 }
 

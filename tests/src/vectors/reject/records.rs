@@ -61,6 +61,10 @@ fn transforms(out: &mut Rejects<'_>) -> Result<()> {
     let image = || base.image();
     let t = TRANSFORMS;
     let w = FailsAt::Tensor("w");
+    let more = bases::sixteen_transforms()?.parts();
+    let record = more.tables.iter().find(|t| t.kind == TRANSFORMS).map(|t| t.bytes[..48].to_vec());
+    let more = more.push(TRANSFORMS, &record.unwrap_or_default()).build().u16(MATRICES, 0, 28, 17);
+    out.parse("limit", "transforms", "17 transforms on one side", more.seal());
     out.structure(
         "transform_reserved",
         "the reserved field of a transform is not 0",

@@ -300,6 +300,17 @@ fn nodes(out: &mut Rejects<'_>) -> Result<()> {
         .build()
         .u32(TERMS, 0, 0, 8);
     out.parse("limit", "node_depth", "nodes that nest 9 deep", deeper.seal());
+
+    // The tree of 256 nodes has another table, which has a node more.
+    let base = bases::tree()?;
+    let refs = base.parts().tables.iter().find(|t| t.kind == REFS).map_or(0, |t| t.bytes.len() / 4);
+    let larger = base.image().set(REFS, refs - 1, 0, &2u32.to_le_bytes());
+    out.parse(
+        "limit",
+        "node_tree",
+        "a tree of 257 nodes, of which most are one node many times",
+        larger.seal(),
+    );
     Ok(())
 }
 
