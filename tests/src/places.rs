@@ -183,7 +183,10 @@ const TABLES: [(&str, Fields); 14] = [
             ("reserved", 8),
         ],
     ),
-    ("schedule", &[("unit", 4), ("flags", 4), ("cumulative_bytes", 8), ("expected_loss", 8), ("reserved", 8)]),
+    (
+        "schedule",
+        &[("unit", 4), ("flags", 4), ("cumulative_bytes", 8), ("expected_loss", 8), ("reserved", 8)],
+    ),
 ];
 
 fn number(bytes: &[u8], at: usize, length: usize) -> usize {

@@ -109,7 +109,8 @@ impl Raw {
             unit_count: 1.into(),
             ..MatrixRecord::zeroed()
         });
-        self.terms.extend(nodes.iter().map(|node| TermRecord { node: (*node).into(), ..TermRecord::zeroed() }));
+        self.terms
+            .extend(nodes.iter().map(|node| TermRecord { node: (*node).into(), ..TermRecord::zeroed() }));
         self.units.push(UnitRecord {
             matrix: matrix.into(),
             first_term: first_term.into(),

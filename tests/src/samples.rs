@@ -2,9 +2,7 @@
 //! damages and what the fuzz seeds are made of.
 
 use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sparse};
-use cmf_format::write::{
-    Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry,
-};
+use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, Result, SegmentData, WriteOptions};
 use std::sync::Arc;
 
@@ -154,8 +152,7 @@ pub fn sparse_layouts() -> Result<ArchiveBuilder> {
         let positions = Positions::from_mask(rows, cols, block, listed)?;
         let values = positions.gather(cols, &all);
         let width = block.elements();
-        let child =
-            Arc::new(dense::pack_values(DType::F16, values.len() as u64 / width, width, &values)?);
+        let child = Arc::new(dense::pack_values(DType::F16, values.len() as u64 / width, width, &values)?);
         let csr = sparse::pack_csr(Op::Add, rows as u64, cols as u64, &positions, child.clone())?;
         let bitmap = sparse::pack_bitmap(Op::Replace, rows as u64, cols as u64, &positions, child)?;
         let base = dense_node(DType::F32, rows, cols)?;
@@ -245,7 +242,9 @@ pub fn lossless_types() -> Result<ArchiveBuilder> {
         let part = lossless::pack(DType::BF16, 1, 40, &[0x3F, 0x80 | row].repeat(40))?;
         let segment = |i: usize| part.segments.get(i).and_then(SegmentData::bytes).unwrap_or(&[]);
         let base = chunks.len() as u64;
-        ends.extend(segment(0).as_chunks::<8>().0.iter().flat_map(|e| (base + u64::from_le_bytes(*e)).to_le_bytes()));
+        ends.extend(
+            segment(0).as_chunks::<8>().0.iter().flat_map(|e| (base + u64::from_le_bytes(*e)).to_le_bytes()),
+        );
         chunks.extend_from_slice(segment(1));
     }
     let descriptor = [&[4, 0, 0, 0, 1, 0, 0, 0], (chunks.len() as u64).to_le_bytes().as_slice()].concat();

@@ -13,7 +13,10 @@ pub type Seeds = Vec<(String, Vec<u8>)>;
 pub fn all() -> Result<Vec<(&'static str, Seeds)>, Box<dyn Error>> {
     let archives = samples::all()?;
     let repaired = |control: u8| -> Seeds {
-        archives.iter().map(|(name, bytes)| ((*name).to_owned(), [&[control], bytes.as_slice()].concat())).collect()
+        archives
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), [&[control], bytes.as_slice()].concat()))
+            .collect()
     };
     let mut open = repaired(1);
     // Without repair: what other formats begin with.
@@ -36,14 +39,19 @@ pub fn all() -> Result<Vec<(&'static str, Seeds)>, Box<dyn Error>> {
 
 /// Inputs for targets that build from them: bytes that differ from place to place.
 fn patterns(count: u32) -> Seeds {
-    let byte = |seed: u32, i: u32| (seed.wrapping_mul(0x9E37_79B9) ^ i.wrapping_mul(0x85EB_CA6B)).rotate_left(i % 31) as u8;
-    (0..count).map(|seed| (format!("pattern-{seed}"), (0..40 + seed * 24).map(|i| byte(seed, i)).collect())).collect()
+    let byte = |seed: u32, i: u32| {
+        (seed.wrapping_mul(0x9E37_79B9) ^ i.wrapping_mul(0x85EB_CA6B)).rotate_left(i % 31) as u8
+    };
+    (0..count)
+        .map(|seed| (format!("pattern-{seed}"), (0..40 + seed * 24).map(|i| byte(seed, i)).collect()))
+        .collect()
 }
 
 /// A file of each format that converters read, and the built-in recipes.
 fn converters(archives: &[(&'static str, Vec<u8>)]) -> Seeds {
     let mut seeds = Seeds::new();
-    let mut add = |name: &str, kind: u8, bytes: &[u8]| seeds.push((name.to_owned(), [&[kind], bytes].concat()));
+    let mut add =
+        |name: &str, kind: u8, bytes: &[u8]| seeds.push((name.to_owned(), [&[kind], bytes].concat()));
     let header = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},"b":{"dtype":"I64","shape":[],"data_offsets":[12,20]},"c":{"dtype":"BF16","shape":[0,4],"data_offsets":[20,20]}}"#;
     let safetensors = [&(header.len() as u64).to_le_bytes()[..], header, &[0x3C; 20]].concat();
     add("safetensors", 0, &safetensors);
@@ -58,8 +66,14 @@ fn converters(archives: &[(&'static str, Vec<u8>)]) -> Seeds {
         let text = cmf_converters::recipe::Recipe::load(name).and_then(|r| r.to_toml()).unwrap_or_default();
         add(&format!("recipe-{name}"), 3, text.as_bytes());
     }
-    add("index", 4, br#"{"metadata":{"total_size":4},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#);
-    for (name, bytes) in archives.iter().filter(|(name, _)| matches!(*name, "levels" | "lossless" | "records")) {
+    add(
+        "index",
+        4,
+        br#"{"metadata":{"total_size":4},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#,
+    );
+    for (name, bytes) in
+        archives.iter().filter(|(name, _)| matches!(*name, "levels" | "lossless" | "records"))
+    {
         add(&format!("cmf-{name}"), 5, &[&[3], bytes.as_slice()].concat());
     }
     seeds

@@ -72,7 +72,12 @@ fn attribute(stored: Vec<u8>, decoded: u64) -> Vec<u8> {
     let mut raw = Raw::default();
     let segment = raw.zstd(stored, decoded);
     let (name, media_type) = (raw.string(b"a"), raw.string(b"b/c"));
-    raw.attributes.push(AttributeRecord { name, media_type, segment: segment.into(), ..AttributeRecord::zeroed() });
+    raw.attributes.push(AttributeRecord {
+        name,
+        media_type,
+        segment: segment.into(),
+        ..AttributeRecord::zeroed()
+    });
     raw.assemble()
 }
 
@@ -112,7 +117,9 @@ mod compressed {
     fn refuses_content_size_that_lies() {
         let _alone = alone();
         // Magic, single segment with a size of four bytes, and a last block of 20 times 0x7F.
-        let frame = |size: u32| [&[0x28, 0xB5, 0x2F, 0xFD, 0xA0], size.to_le_bytes().as_slice(), &[0xA3, 0, 0, 0x7F]].concat();
+        let frame = |size: u32| {
+            [&[0x28, 0xB5, 0x2F, 0xFD, 0xA0], size.to_le_bytes().as_slice(), &[0xA3, 0, 0, 0x7F]].concat()
+        };
         let (honest, small) = (attribute(frame(20), 20), attribute(frame(19), 19));
         let large = attribute(frame(500 << 20), 500 << 20);
         assert_eq!(kind(bounded(1 << 20, || walk(&honest, &Limits::default()))), None);
@@ -260,7 +267,8 @@ mod counts {
         for (encoding, descriptor, segments) in
             [(1, &dense[..], 1), (2, &grouped, 1), (3, &bitmap, 2), (5, &codebook, 1), (6, &lossless, 2)]
         {
-            for shape in [(u64::MAX, u64::MAX), (1 << 62, 4), (4, 1 << 62), (1 << 32, 1 << 32), (2, 1 << 63)] {
+            for shape in [(u64::MAX, u64::MAX), (1 << 62, 4), (4, 1 << 62), (1 << 32, 1 << 32), (2, 1 << 63)]
+            {
                 let mut raw = Raw::default();
                 let segments: Vec<u32> = (0..segments).map(|_| raw.segment(vec![])).collect();
                 let child = [raw.bytes_node(1, 1)];
@@ -400,7 +408,10 @@ mod many {
         assert!(file.len() > 80_000_000);
         let archive = bounded(1 << 20, || Archive::parse(file.as_slice(), &Limits::default()))?;
         let found = bounded(1 << 20, || {
-            (0..1_000_000).step_by(7).filter(|i| archive.tensor(&format!("layers.{i:07}.weight")).is_some()).count()
+            (0..1_000_000)
+                .step_by(7)
+                .filter(|i| archive.tensor(&format!("layers.{i:07}.weight")).is_some())
+                .count()
         });
         assert_eq!(found, 142_858);
         let limits = Limits { records: 999_999, ..Limits::default() };

@@ -39,9 +39,9 @@ fn samples() -> Result<Vec<Sample>> {
         .into_iter()
         .map(|(name, bytes)| {
             let archive = Archive::parse(&bytes, &targets::limits())?;
-            let tensors = archive.tensors().map(|t| {
-                (t.name().to_owned(), values(&archive, t.name()), places::footprint(&bytes, &t))
-            });
+            let tensors = archive
+                .tensors()
+                .map(|t| (t.name().to_owned(), values(&archive, t.name()), places::footprint(&bytes, &t)));
             let (tensors, identity) = (tensors.collect(), archive.identity());
             let payload = places::segments(&archive);
             Ok(Sample { name, bytes: bytes.clone(), identity, tensors, payload })

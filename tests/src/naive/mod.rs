@@ -163,7 +163,7 @@ fn signed(bytes: &[u8], at: u64) -> i32 {
 
 /// `ceil(a / b)`.
 fn ceil(a: u64, b: u64) -> u64 {
-    a / b + u64::from(a % b != 0)
+    a / b + u64::from(!a.is_multiple_of(b))
 }
 
 /// Bytes of a row of a bit stream (container, 6.2).

@@ -63,11 +63,7 @@ pub(super) fn check(node: &Tree) -> Outcome<()> {
         node.segment_bytes(1, ceil(across, 32).checked_mul(4).and_then(|n| n.checked_mul(down)))?;
     }
     let elements = f.count.checked_mul(block).ok_or(Reject::Structure)?;
-    require(
-        node.children
-            .iter()
-            .all(|c| (1..=65_536).contains(&c.cols) && c.rows == ceil(elements, c.cols)),
-    )
+    require(node.children.iter().all(|c| (1..=65_536).contains(&c.cols) && c.rows == ceil(elements, c.cols)))
 }
 
 /// The checked block columns of block row I, and the number of its first entry.

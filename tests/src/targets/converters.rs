@@ -5,8 +5,8 @@
 use super::decode::same;
 use super::file;
 use cmf_converters::convert::{ConvertOptions, convert};
-use cmf_converters::error::ErrorKind;
 use cmf_converters::encode::{self, Matrix, TermParams};
+use cmf_converters::error::ErrorKind;
 use cmf_converters::gguf::{self, Gguf, ReadAt};
 use cmf_converters::recipe::{Recipe, Storage};
 use cmf_converters::source::{self, DirectorySource, Source, TensorInfo};
@@ -123,8 +123,10 @@ fn keep(path: &Path, source: &dyn Source) {
     for (i, tensor) in source.tensors().iter().enumerate() {
         let Some(elements) = elements(tensor) else { continue };
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let (read, again) =
-            (source.read_values(i, 0..elements, &mut before), converted.read_values(i, 0..elements, &mut after));
+        let (read, again) = (
+            source.read_values(i, 0..elements, &mut before),
+            converted.read_values(i, 0..elements, &mut after),
+        );
         match (read, again) {
             (Ok(()), Ok(())) => assert!(same(&before, &after), "`{}` is not kept", tensor.name),
             (Err(_), _) => {}

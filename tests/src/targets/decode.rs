@@ -23,7 +23,10 @@ pub fn decode(input: &[u8]) {
         let whole = segment.verify();
         let parts = [0..stored / 2, stored / 2..stored].map(|range| segment.verify_range(range));
         assert!(whole.is_err() || parts.iter().all(|part| part.is_ok()), "a part of a sound segment fails");
-        assert!(whole.is_ok() || stored == 0 || parts.iter().any(|part| part.is_err()), "a damaged part passes");
+        assert!(
+            whole.is_ok() || stored == 0 || parts.iter().any(|part| part.is_err()),
+            "a damaged part passes"
+        );
     }
     for tensor in archive.tensors() {
         let levels = tensor.matrices().map(|m| m.highest_level()).max().unwrap_or(0);
@@ -88,7 +91,10 @@ fn slices(
 ) -> Option<Result<Vec<f32>>> {
     assert!(decode(0..0, &mut [1.0]).is_err(), "takes more values than there are");
     let past = rows..rows.saturating_add(1);
-    assert!(past.is_empty() || decode(past, &mut vec![0.0; cols.min(MAX_VALUES)]).is_err(), "reads past the end");
+    assert!(
+        past.is_empty() || decode(past, &mut vec![0.0; cols.min(MAX_VALUES)]).is_err(),
+        "reads past the end"
+    );
     let nothing = decode(0..0, &mut []);
     if rows > 0 && cols <= MAX_VALUES {
         let mut row = vec![f32::NAN; cols];

@@ -20,7 +20,8 @@ pub fn differential(input: &[u8]) {
 }
 
 fn changed(u: &mut Unstructured<'_>) -> arbitrary::Result<Tree> {
-    let changes: Vec<Change> = (0..u.int_in_range(0..=3)?).map(|_| Change::take(u)).collect::<arbitrary::Result<_>>()?;
+    let changes: Vec<Change> =
+        (0..u.int_in_range(0..=3)?).map(|_| Change::take(u)).collect::<arbitrary::Result<_>>()?;
     let (rows, cols) = (u.int_in_range(0..=6)?, u.int_in_range(0..=24)?);
     let mut tree = Tree::from(&generate::node(u, rows, cols, 3)?);
     for change in &changes {
@@ -39,13 +40,18 @@ struct Change {
 
 impl Change {
     fn take(u: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
-        Ok(Self { path: u.arbitrary()?, part: u.int_in_range(0..=8)?, at: u.arbitrary()?, byte: u.arbitrary()? })
+        Ok(Self {
+            path: u.arbitrary()?,
+            part: u.int_in_range(0..=8)?,
+            at: u.arbitrary()?,
+            byte: u.arbitrary()?,
+        })
     }
 
     fn apply(&self, tree: &mut Tree, depth: usize) {
         let step = self.path.get(depth).map_or(0, |step| usize::from(*step));
         let count = tree.children.len();
-        if step % 4 != 0
+        if !step.is_multiple_of(4)
             && let Some(child) = tree.children.get_mut(step % count.max(1))
         {
             return self.apply(child, depth + 1);
@@ -74,7 +80,7 @@ impl Change {
 ///
 /// # Errors
 /// As [`View::open`].
-pub fn open(tree: &Tree) -> Result<View<'_>> {
+fn open(tree: &Tree) -> Result<View<'_>> {
     View::open(RawNode {
         encoding: tree.encoding,
         version: tree.version,

@@ -64,7 +64,8 @@ fn compare(archive: &Archive<&Vec<u8>>, entry: &TensorEntry) {
     assert_eq!((tensor.dtype(), tensor.shape()), (entry.dtype, entry.shape.clone()));
     let Content::Matrices(matrices) = &entry.content else { return };
     let top = matrices.iter().flat_map(|m| &m.units).map(|u| u.level).max().unwrap_or(0);
-    let transformed = matrices.iter().any(|m| !m.input_transforms.is_empty() || !m.output_transforms.is_empty());
+    let transformed =
+        matrices.iter().any(|m| !m.input_transforms.is_empty() || !m.output_transforms.is_empty());
     for level in 0..=top {
         let view = match TensorView::open(&tensor, level) {
             Ok(view) => view,
@@ -139,7 +140,9 @@ fn transform(entry: &TransformEntry) -> Transform {
             let tree = Tree::from(node.as_ref());
             Transform::Scale((0..tree.cols).map(|j| tree.value(0, j).unwrap_or(f32::NAN)).collect())
         }
-        TransformEntry::SignHadamard { block, seed } => Transform::Seeded { block: *block as usize, seed: *seed },
+        TransformEntry::SignHadamard { block, seed } => {
+            Transform::Seeded { block: *block as usize, seed: *seed }
+        }
         TransformEntry::StoredSignHadamard { block, signs } => {
             Transform::Stored { block: *block as usize, signs: decoded(signs) }
         }
