@@ -315,3 +315,39 @@ fn links_lead_to_headings() -> Outcome {
     }
     Ok(())
 }
+
+/// All sources of the crate.
+fn sources() -> Result<Vec<(String, String)>, Failure> {
+    let mut found = Vec::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = pending.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                found.push((path.display().to_string(), std::fs::read_to_string(&path)?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn comments_cite_sections_that_exist() -> Outcome {
+    let container = page("container.md")?;
+    let mut cited = 0;
+    for (path, text) in sources()? {
+        for rest in text.split("(spec: container, ").skip(1) {
+            let citation: String = rest.chars().take_while(|c| *c != ')').collect();
+            let numbers = citation.split(|c: char| !c.is_ascii_digit() && c != '.');
+            for number in numbers.map(|n| n.trim_matches('.')).filter(|n| !n.is_empty()) {
+                let found = ["## ", "### "].iter().any(|h| container.contains(&format!("\n{h}{number} ")));
+                assert!(found, "{path} cites container, {number}");
+                cited += 1;
+            }
+        }
+    }
+    assert!(cited > 10, "{cited} citations");
+    Ok(())
+}

@@ -240,8 +240,8 @@ impl Tables {
                     ..TermRecord::zeroed()
                 });
             }
-            let resident: u64 =
-                segments.iter().filter_map(|i| self.segments.get(*i as usize)).map(|s| s.decoded_bytes).sum();
+            let held = segments.iter().filter_map(|i| self.segments.get(*i as usize));
+            let resident = held.fold(0u64, |sum, s| sum.saturating_add(s.decoded_bytes));
             self.units.push(UnitRecord {
                 matrix: small("matrices", self.matrices.len())?.into(),
                 level: unit.level.into(),
@@ -362,7 +362,8 @@ impl Tables {
             }
             for i in segments {
                 if counted.insert(i) {
-                    cumulative += self.segments.get(i as usize).map_or(0, |s| s.decoded_bytes);
+                    let bytes = self.segments.get(i as usize).map_or(0, |s| s.decoded_bytes);
+                    cumulative = cumulative.saturating_add(bytes);
                 }
             }
             self.schedule.push(ScheduleRecord {

@@ -1,4 +1,4 @@
-//! Tensors, attributes and references to other archives (spec: container, 4.3 to 4.5).
+//! Tensors, attributes and references to other archives (spec: container, 4.2 to 4.5).
 
 use super::super::Records;
 use super::{Check, Used, index, structure};
