@@ -38,7 +38,8 @@ pub struct TensorDifference {
 /// The outcome of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Differences {
-    /// All tensors that both models have, as if they were one.
+    /// All tensors of a floating type that both models have, as if they were one. Integers may be
+    /// so large that nothing else would count.
     pub all: TensorDifference,
     /// Tensors that both models have, by name.
     pub tensors: Vec<TensorDifference>,
@@ -106,7 +107,8 @@ pub fn compare(a: &dyn Source, b: &dyn Source, progress: &(dyn Fn(u64, u64) + Sy
     let sums =
         pairs.par_iter().with_max_len(1).map(|pair| pair.sums(&advance)).collect::<Result<Vec<_>>>()?;
     let mut all = Sums::default();
-    sums.iter().for_each(|sums| all.add(sums));
+    let floats = pairs.iter().zip(&sums).filter(|(pair, _)| pair.first.dtype.is_float());
+    floats.for_each(|(_, sums)| all.add(sums));
     let tensors = pairs.iter().zip(&sums).map(|(pair, sums)| sums.difference(&pair.first.name));
     Ok(Differences {
         all: all.difference(""),

@@ -77,7 +77,7 @@ fn show(differences: &Differences) -> String {
     out += &match differences.tensors.len() - same {
         0 => format!("{tensors} in both, all the same\n"),
         _ => format!(
-            "{tensors} in both, {same} the same; all elements together: SNR {} dB, relative error {}\n",
+            "{tensors} in both, {same} the same; all weights together: SNR {} dB, relative error {}\n",
             snr(&differences.all),
             text::number(differences.all.relative_error),
         ),

@@ -2,7 +2,7 @@
 
 use crate::progress::{Bar, Unit};
 use crate::{Answer, print, size, text};
-use cmf_loader::{Backend, ErrorKind, Model, OpenOptions, Verification, VerifyOptions};
+use cmf_loader::{Backend, ErrorKind, Levels, Model, OpenOptions, Verification, VerifyOptions};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -36,6 +36,14 @@ struct Report {
     files: usize,
     bytes: u64,
     unknown_terms: u64,
+    unreadable: Vec<Unreadable>,
+}
+
+/// A tensor that is whole, as far as hashes tell, but not for this version to decode.
+#[derive(Serialize)]
+struct Unreadable {
+    tensor: String,
+    message: String,
 }
 
 #[derive(Serialize)]
@@ -49,10 +57,12 @@ struct ErrorReport {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let backend = if args.pread { Backend::Pread } else { Backend::Mmap };
+    let mut unreadable = Vec::new();
     let found = match Model::open_with(&args.file, &OpenOptions { backend, ..OpenOptions::default() }) {
         Ok(model) => {
             let bar = Bar::new(args.quiet, Unit::Bytes);
             let options = VerifyOptions { values: !args.hashes_only, ..VerifyOptions::default() };
+            unreadable = unreadable_tensors(&model);
             model.verify_with(&options, |done, total| bar.set("verifying", done, total))
         }
         // What cannot be opened because of its bytes is an answer, not a failure; what is too new
@@ -69,12 +79,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         files: found.files,
         bytes: found.bytes,
         unknown_terms: found.unknown_terms,
+        unreadable,
     };
     print(&match args.json {
         true => text::json(&report)?,
         false => show(args, &report),
     })?;
     Ok(if report.ok { Answer::Yes } else { Answer::No })
+}
+
+/// Tensors with a required part that this version does not know. Other errors are the
+/// verification's to find.
+fn unreadable_tensors(model: &Model) -> Vec<Unreadable> {
+    let problem = |tensor: cmf_loader::Tensor<'_>| {
+        let rows = tensor.matrix_shape().ok()?.all_rows().min(1);
+        let error = tensor.open_rows(Levels::All, 0..rows).err()?;
+        matches!(error.kind(), ErrorKind::Format(cmf_format::ErrorKind::Unsupported))
+            .then(|| Unreadable { tensor: tensor.name().into(), message: error.to_string() })
+    };
+    model.tensors().filter_map(problem).collect()
 }
 
 fn is_answer(kind: ErrorKind) -> bool {
@@ -101,12 +124,23 @@ fn show(args: &Args, report: &Report) -> String {
     if report.errors_left_out > 0 {
         out += &format!("and {} more errors\n", report.errors_left_out);
     }
-    if report.unknown_terms > 0 {
-        out += &format!("{} terms of unknown encodings: hashes checked, values not\n", report.unknown_terms);
+    for unreadable in &report.unreadable {
+        out += &format!("this version cannot read it: {}\n", unreadable.message);
+    }
+    let unknown = usize::try_from(report.unknown_terms).unwrap_or(usize::MAX);
+    if unknown > 0 {
+        out += &format!(
+            "hashes checked, values not: {} of encodings unknown here\n",
+            text::count(unknown, "term")
+        );
     }
     match report.ok {
         true => {
-            let what = if args.hashes_only { "every hash" } else { "every hash, rule and code" };
+            let what = match (args.hashes_only, unknown > 0 || !report.unreadable.is_empty()) {
+                (true, _) => "every hash",
+                (false, true) => "every hash, and every rule and code that this version knows,",
+                (false, false) => "every hash, rule and code",
+            };
             let size = size::show(report.bytes);
             let files = text::count(report.files, "file");
             out + &format!("{}: valid: {what} of {size} in {files}\n", args.file.display())
