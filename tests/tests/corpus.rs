@@ -1,10 +1,12 @@
-//! Replays the fuzz targets over their seeds, over the inputs that once broke them, and over a
-//! fixed sequence of random ones.
+//! Replays the fuzz targets over their seeds, over the inputs that once broke them, over the
+//! vectors of the spec, and over a fixed sequence of random ones.
 
-use cmf_tests::targets;
+use cmf_format::archive::TensorView;
+use cmf_format::{Archive, Limits};
+use cmf_tests::{naive, targets};
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn replay(root: &str, target: targets::Target) -> Result<usize, Box<dyn Error>> {
     let (name, run) = target;
@@ -36,6 +38,67 @@ fn regressions_pass() -> Result<(), Box<dyn Error>> {
     for target in targets::ALL {
         replay("regressions", *target)?;
     }
+    Ok(())
+}
+
+/// All files of the spec's vectors below `folder`.
+fn vectors(folder: &str) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../spec/vectors").join(folder)];
+    let mut found = Vec::new();
+    while let Some(folder) = pending.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|e| e == "cmf") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn vectors_keep_the_laws() -> Result<(), Box<dyn Error>> {
+    for path in [vectors("accept")?, vectors("reject")?].concat() {
+        let input = [vec![0], std::fs::read(&path)?].concat();
+        for run in [targets::open, targets::decode] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(&input)));
+            assert!(outcome.is_ok(), "{}", path.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_naive_decoder_agrees_on_vectors() -> Result<(), Box<dyn Error>> {
+    let mut compared = 0;
+    for path in vectors("accept")? {
+        let bytes = std::fs::read(&path)?;
+        let archive = Archive::parse(&bytes, &Limits::default())?;
+        for tensor in archive.tensors().filter(|t| t.elements() < 4096) {
+            let place = format!("{}: {}", path.display(), tensor.name());
+            let levels = tensor.matrices().map(|m| m.highest_level()).max().unwrap_or(0);
+            for level in 0..=levels {
+                let Ok(view) = TensorView::open(&tensor, level) else { continue };
+                let mut out = vec![0.0; view.rows() * view.cols()];
+                let decoded = view.decode_rows(0..view.rows(), &mut out);
+                let mut expected = Vec::new();
+                for matrix in tensor.matrices() {
+                    match naive::Matrix::of_archive(&matrix)?.and_then(|m| m.values(level)) {
+                        Ok(values) => expected.extend(values),
+                        Err(reject) => assert!(decoded.is_err(), "{place}: {reject:?}"),
+                    }
+                }
+                if decoded.is_ok() {
+                    assert!(targets::same(&out, &expected), "{place}: {out:?}, naive: {expected:?}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 100, "{compared} compared");
     Ok(())
 }
 

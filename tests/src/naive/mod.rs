@@ -6,11 +6,13 @@ mod dense;
 mod grouped;
 mod lossless;
 mod low_rank;
+mod matrix;
 mod sparse;
 mod transform;
 mod tree;
 mod zstd_frame;
 
+pub use matrix::{Matrix, Term};
 pub use transform::Transform;
 pub use tree::decoded;
 

@@ -122,7 +122,7 @@ fn slices(
 }
 
 /// Whether two arrays have the same bits, all NaN being one value.
-pub(super) fn same(a: &[f32], b: &[f32]) -> bool {
+pub fn same(a: &[f32], b: &[f32]) -> bool {
     let bits = |v: &f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| bits(a) == bits(b))
 }

@@ -8,7 +8,7 @@ mod open;
 mod write_then_read;
 
 pub use converters::converters;
-pub use decode::decode;
+pub use decode::{decode, same};
 pub use differential::{compare, differential};
 pub use open::open;
 pub use write_then_read::write_then_read;
