@@ -206,6 +206,24 @@ fn keep_copies_a_cmf_bit_for_bit() -> Outcome {
 }
 
 #[test]
+fn keep_does_not_carry_damage_on() -> Outcome {
+    let place = Place::new()?;
+    write_model(&place)?;
+    place.good(&["convert", "model", "-o", "a.cmf"])?;
+    let report = place.cmf(&["inspect", "a.cmf", "--json"])?.json()?;
+    let segments = report["segments"].as_array().ok_or("no segments")?.iter();
+    let largest = segments.max_by_key(|s| s["stored_bytes"].as_u64()).ok_or("no segment")?;
+    let offset = largest["offset"].as_u64().ok_or("no offset")?;
+    let mut file = place.read("a.cmf")?;
+    file[offset as usize + 100] ^= 1;
+    place.write("a.cmf", file)?;
+    let said = place.refused(&["convert", "a.cmf", "-o", "b.cmf"])?;
+    assert!(said.ends_with(&format!("bytes do not match their hash at {offset:#x}\n")), "{said}");
+    assert_eq!(place.names()?, ["a.cmf", "model"]);
+    Ok(())
+}
+
+#[test]
 fn keep_remembers_the_recipe_that_the_values_come_from() -> Outcome {
     let place = Place::new()?;
     write_model(&place)?;

@@ -85,6 +85,31 @@ fn accepted_vectors_come_back_from_export_and_conversion() -> Outcome {
 }
 
 #[test]
+fn keep_carries_levels_transforms_regions_and_schedules() -> Outcome {
+    let place = Place::new()?;
+    let mut carried = 0;
+    for path in vectors("accept")? {
+        let path = text(&path)?;
+        let run = place.cmf(&["convert", path, "-o", "out.cmf", "-r", "keep", "--force"])?;
+        if run.code == Some(2) {
+            let unknown = run.stderr.contains(", which `keep` does not carry");
+            assert!(unknown || lacks_a_file(&run), "{path}: {run:?}");
+            continue;
+        }
+        assert_eq!(run.code, Some(0), "{path}: {run:?}");
+        place.good(&["verify", "out.cmf", "--hashes-only"])?;
+        let report = |path| -> Outcome<serde_json::Value> { place.cmf(&["inspect", path, "--json"])?.json() };
+        let (before, after) = (report(path)?, report("out.cmf")?);
+        for key in ["tensors", "schedule"] {
+            assert_eq!(before[key], after[key], "{path}: {key}");
+        }
+        carried += 1;
+    }
+    assert!(carried > 20, "{carried} vectors were carried");
+    Ok(())
+}
+
+#[test]
 fn rejected_vectors_are_refused() -> Outcome {
     let place = Place::new()?;
     for path in vectors("reject")? {

@@ -175,8 +175,8 @@ impl Source for Breaks<'_> {
     ) -> Result<Option<Vec<cmf_format::NodeData>>> {
         self.inner.native_nodes(index, range, rows, cols)
     }
-    fn native_blocks(&self, index: usize) -> Result<Option<Vec<std::ops::Range<u64>>>> {
-        self.inner.native_blocks(index)
+    fn archive(&self) -> Option<&source::CmfSource> {
+        self.inner.archive()
     }
     fn is_exact(&self, index: usize) -> Result<bool> {
         self.inner.is_exact(index)

@@ -151,7 +151,8 @@ fn convert_in(
     recipe: &str,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<ConvertReport> {
-    let blocks = blocks(source, &options.recipe)?;
+    let kept = kept(source, &options.recipe)?;
+    let blocks = blocks(source, &options.recipe, &kept)?;
     let bytes = |block: &Block| {
         let size = source.tensors().get(block.id.tensor as usize).map_or(0, |t| t.dtype.bytes());
         (block.elements.end - block.elements.start) * size as u64
@@ -189,7 +190,8 @@ fn convert_in(
             .collect::<Result<Vec<_>>>()
     })?;
     done.extend(nodes);
-    let tensors = entries(source.tensors(), &blocks, done)?;
+    let carried = carried(source, &kept)?;
+    let tensors = entries(source.tensors(), &blocks, done, carried)?;
     let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();
     let tensor_bytes: u64 = tensors.iter().map(output::stored_bytes).sum();
     let files = output::write(source, output, options, spool, tensors, recipe, progress)?;
@@ -197,7 +199,7 @@ fn convert_in(
     Ok(ConvertReport {
         tensors: source.tensors().len(),
         elements,
-        input_bytes: total,
+        input_bytes: source.tensors().iter().map(plain_bytes).fold(0, u64::saturating_add),
         files: files.into_iter().map(|(path, _)| path).collect(),
         file_bytes,
         bits_per_weight: if elements == 0 { 0.0 } else { tensor_bytes as f64 * 8.0 / elements as f64 },
@@ -206,11 +208,34 @@ fn convert_in(
     })
 }
 
+/// Bytes of the plain elements of a tensor.
+fn plain_bytes(tensor: &TensorInfo) -> u64 {
+    tensor.elements().unwrap_or(0).saturating_mul(tensor.dtype.bytes() as u64)
+}
+
+/// For each tensor, whether it is kept in the source's own encoding.
+fn kept(source: &dyn Source, recipe: &Recipe) -> Result<Vec<bool>> {
+    let is_kept = |(t, tensor): (usize, &TensorInfo)| match recipe.storage_of(tensor) {
+        Storage::Exact(Exact::Keep) => Ok(true),
+        // What is not the elements themselves has nothing that could be kept without loss but its
+        // own encoding.
+        Storage::Exact(Exact::Lossless) => source.is_exact(t).map(|exact| !exact),
+        Storage::Terms(_) => Ok(false),
+    };
+    source.tensors().iter().enumerate().map(is_kept).collect()
+}
+
+/// The matrices of the tensors that an archive hands on as they are, by tensor.
+fn carried(source: &dyn Source, kept: &[bool]) -> Result<HashMap<usize, Vec<MatrixEntry>>> {
+    let Some(archive) = source.archive() else { return Ok(HashMap::new()) };
+    let kept = kept.par_iter().enumerate().filter(|(_, kept)| **kept);
+    kept.map(|(t, _)| Ok((t, archive.matrices(t)?))).collect()
+}
+
 /// How many threads to take: `jobs`, or one a core, but no more than keep their blocks within
 /// twice the largest tensor and [`MEMORY_BYTES`].
 fn threads(jobs: usize, tensors: &[TensorInfo], blocks: &[Block], recipe: &Recipe) -> usize {
-    let tensor_bytes = |t: &TensorInfo| t.elements().unwrap_or(0).saturating_mul(t.dtype.bytes() as u64);
-    let largest = tensors.iter().map(tensor_bytes).max().unwrap_or(0);
+    let largest = tensors.iter().map(plain_bytes).max().unwrap_or(0);
     let block_bytes = |block: &Block| {
         let tensor = tensors.get(block.id.tensor as usize)?;
         Some(block::working_bytes(recipe.storage_of(tensor), tensor.dtype, block))
@@ -238,15 +263,16 @@ fn conversion_key(inputs: &[InputFile], recipe: &str) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// All row blocks, by tensor, matrix and row.
-fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
+/// All row blocks to be encoded, by tensor, matrix and row.
+fn blocks(source: &dyn Source, recipe: &Recipe, kept: &[bool]) -> Result<Vec<Block>> {
     let alignment = u64::from(WriteOptions::default().alignment_bytes);
     let mut blocks = Vec::new();
     for (t, tensor) in source.tensors().iter().enumerate() {
         let elements = tensor
             .elements()
             .ok_or_else(|| Error::bad_file("element count overflows 64 bits").tensor(&tensor.name))?;
-        if elements == 0 {
+        let kept = kept.get(t).copied().unwrap_or(false);
+        if elements == 0 || (kept && source.archive().is_some()) {
             continue;
         }
         let geometry = Geometry::of(&tensor.shape);
@@ -261,16 +287,7 @@ fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
             }
             _ => 16,
         };
-        let native = match storage {
-            Storage::Exact(Exact::Keep) => true,
-            // What is not the elements themselves has nothing that could be kept without loss
-            // but its own encoding.
-            Storage::Exact(Exact::Lossless) => !source.is_exact(t)?,
-            Storage::Terms(_) => false,
-        };
-        let native_blocks = if native { source.native_blocks(t)? } else { None };
-        let cut =
-            native_blocks.unwrap_or_else(|| geometry.row_blocks(bits, recipe.unit_bytes, step).collect());
+        let cut: Vec<_> = geometry.row_blocks(bits, recipe.unit_bytes, step).collect();
         for matrix in 0..geometry.count {
             for rows in cut.iter().cloned() {
                 let element = |row: u64| (matrix * geometry.rows + row) * geometry.cols;
@@ -279,7 +296,7 @@ fn blocks(source: &dyn Source, recipe: &Recipe) -> Result<Vec<Block>> {
                     elements: element(rows.start)..element(rows.end),
                     cols: geometry.cols,
                     rows,
-                    native,
+                    native: kept,
                 });
             }
         }
@@ -291,6 +308,7 @@ fn entries(
     tensors: &[TensorInfo],
     blocks: &[Block],
     mut nodes: HashMap<BlockId, Vec<NodeData>>,
+    carried: HashMap<usize, Vec<MatrixEntry>>,
 ) -> Result<Vec<TensorEntry>> {
     let mut matrices: Vec<Vec<MatrixEntry>> = vec![Vec::new(); tensors.len()];
     for block in blocks {
@@ -314,6 +332,11 @@ fn entries(
             rows: block.rows.end - block.rows.start,
             terms: terms.into_iter().map(term).collect(),
         });
+    }
+    for (t, own) in carried {
+        if let Some(list) = matrices.get_mut(t) {
+            *list = own;
+        }
     }
     let entry = |(tensor, matrices): (&TensorInfo, Vec<MatrixEntry>)| TensorEntry {
         name: tensor.name.clone(),

@@ -3,9 +3,9 @@
 use super::spool::Spool;
 use super::{ConvertOptions, PROVENANCE_ATTRIBUTE, Progress, RECIPE_ATTRIBUTE};
 use crate::error::{Error, Result};
-use crate::source::Source;
+use crate::source::{CARRIED, CmfSource, Source};
 use cmf_format::write::{Content, Layout, TensorEntry};
-use cmf_format::{ArchiveBuilder, SegmentData, WriteOptions};
+use cmf_format::{ArchiveBuilder, NodeData, SegmentData, SegmentSource, WriteOptions};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -59,6 +59,12 @@ pub(super) fn write(
     let mut layouts = Vec::new();
     match options.shard_bytes {
         None => {
+            // What is carried whole keeps its order of units.
+            if is_carried(&tensors)
+                && let Some(steps) = source.archive().and_then(CmfSource::schedule)
+            {
+                main.schedule(steps);
+            }
             for tensor in tensors {
                 main.tensor(tensor);
             }
@@ -95,7 +101,10 @@ pub(super) fn write(
         let path = spool.path(&format!("output-{i}"));
         write_synced(&path, |out| {
             let mut out = Reporting { out, done: &mut done, total, progress };
-            layout.write(&mut out, |segment, out| spool.copy(segment, out))
+            layout.write(&mut out, |segment, out| match source.archive() {
+                Some(archive) if segment.key & CARRIED != 0 => archive.copy_segment(segment.key, out),
+                _ => spool.copy(segment, out),
+            })
         })?;
     }
     for (i, (path, _)) in layouts.iter().enumerate() {
@@ -165,6 +174,20 @@ fn cut(tensors: Vec<TensorEntry>, limit: u64) -> Vec<Vec<TensorEntry>> {
         }
     }
     shards
+}
+
+/// Whether all matrices come from the source as they are.
+fn is_carried(tensors: &[TensorEntry]) -> bool {
+    fn carried(node: &NodeData) -> bool {
+        let stored = |s: &SegmentData| matches!(&s.source, SegmentSource::Stored(s) if s.key & CARRIED != 0);
+        node.segments.iter().all(stored) && node.children.iter().all(|child| carried(child))
+    }
+    let matrices = tensors.iter().filter_map(|tensor| match &tensor.content {
+        Content::Matrices(matrices) => Some(matrices),
+        _ => None,
+    });
+    let units = matrices.flatten().flat_map(|matrix| &matrix.units);
+    units.flat_map(|unit| &unit.terms).all(|term| carried(&term.node))
 }
 
 /// Bytes of the segments of a tensor.

@@ -1,14 +1,17 @@
 //! `.cmf` archives as a source: for export, comparison and re-encoding.
 
+use super::carry::{CARRIED, Carrier, Hashed};
 use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, input_file};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::Geometry;
-use cmf_format::archive::{Node, Unit};
-use cmf_format::{NodeData, SegmentData, SegmentSource};
+use cmf_format::NodeData;
+use cmf_format::archive::Step;
+use cmf_format::wire::SCHEDULE_LOSS;
+use cmf_format::write::{MatrixEntry, StepEntry};
 use cmf_loader::{FileSource, Levels, Model};
+use std::collections::HashMap;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 /// Most bytes of plain elements for each byte of the files: a hundredth of a bit for each f32.
 const MAX_EXPANSION: u64 = 4096;
@@ -21,6 +24,7 @@ pub struct CmfSource {
     model: Model,
     tensors: Vec<TensorInfo>,
     inputs: Vec<InputFile>,
+    hashed: Hashed,
 }
 
 impl CmfSource {
@@ -41,30 +45,103 @@ impl CmfSource {
             inputs.push(input_file(&folder.join(reference.name()))?);
         }
         check_expansion(path, &tensors, &inputs)?;
-        Ok(Self { model, tensors, inputs })
+        Ok(Self { model, tensors, inputs, hashed: Hashed::default() })
     }
 
-    /// The rows of elements `range`, and the loader's tensor.
-    fn rows(&self, index: usize, range: &Range<u64>) -> Result<(cmf_loader::Tensor<'_>, Range<u64>)> {
-        let (Some(info), Some(tensor)) = (self.tensors.get(index), self.model.tensors().nth(index)) else {
-            return Err(Error::bad_argument(format!("tensor index {index}")).file(self.model.path()));
-        };
-        let cols = Geometry::of(&info.shape).cols.max(1);
-        if !range.start.is_multiple_of(cols) || !range.end.is_multiple_of(cols) {
+    fn tensor(&self, index: usize) -> Result<cmf_loader::Tensor<'_>> {
+        let tensor = self.model.tensors().nth(index);
+        tensor.ok_or_else(|| Error::bad_argument(format!("tensor index {index}")).file(self.model.path()))
+    }
+
+    /// Reads the rows that hold elements `range` with `read`, to items of `width` an element, and
+    /// leaves the items of `range` in `out`. The archive may have cut the tensor into matrices of
+    /// other columns than its innermost extent.
+    fn read<T: Clone + Default>(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        width: usize,
+        out: &mut Vec<T>,
+        read: impl FnOnce(&cmf_loader::Tensor<'_>, Range<u64>, &mut [T]) -> cmf_loader::Result<()>,
+    ) -> Result<()> {
+        let tensor = self.tensor(index)?;
+        let elements = tensor.elements();
+        if range.start > range.end || range.end > elements {
             return Err(Error::bad_argument("elements")
-                .tensor(&info.name)
-                .expected(format_args!("whole rows of {cols}"))
+                .tensor(tensor.name())
+                .expected(format_args!("a range within 0..{elements}"))
                 .found(format_args!("{range:?}")));
         }
-        // The archive may have cut the tensor into other matrices than we would.
-        let held = tensor.matrix_shape().map_err(loader_error)?.cols.max(1);
-        if !range.start.is_multiple_of(held) || !range.end.is_multiple_of(held) {
-            return Err(Error::unsupported("rows of the archive's matrices")
-                .tensor(&info.name)
-                .expected(format_args!("whole rows of {held}"))
-                .found(format_args!("elements {range:?}")));
+        let cols = tensor.matrix_shape().map_err(loader_error)?.cols.max(1);
+        let rows = range.start / cols..range.end.div_ceil(cols);
+        let items = |elements: u64| usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(width);
+        let whole = (rows.end - rows.start).saturating_mul(cols);
+        out.clear();
+        out.resize(items(whole), T::default());
+        read(&tensor, rows.clone(), out).map_err(loader_error)?;
+        out.truncate(items(range.end - rows.start * cols));
+        out.drain(..items(range.start - rows.start * cols));
+        Ok(())
+    }
+
+    /// The matrices of tensor `index` as they are stored, with all levels, terms and transforms. Their
+    /// segments have keys of this source, for [`CmfSource::copy_segment`].
+    ///
+    /// # Errors
+    /// `Unsupported` for what cannot be carried into another archive, `BadFile` for damaged bytes.
+    pub(crate) fn matrices(&self, index: usize) -> Result<Vec<MatrixEntry>> {
+        let tensor = self.tensor(index)?;
+        let reference = tensor.reference().map(|r| r.name());
+        let place = self.model.references().position(|r| Some(r.name()) == reference);
+        let carrier = Carrier {
+            path: self.model.path(),
+            tensor: tensor.stored().map_err(loader_error)?,
+            file: place.map_or(0, |place| place as u32 + 1),
+            hashed: &self.hashed,
+        };
+        carrier.matrices()
+    }
+
+    /// Writes the stored bytes of a segment to `out`.
+    ///
+    /// # Errors
+    /// What reading them or `out` gives.
+    pub(crate) fn copy_segment(&self, key: u64, out: &mut dyn Write) -> io::Result<()> {
+        let file = (key & !CARRIED) >> 32;
+        let reference = file.checked_sub(1).and_then(|n| self.model.references().nth(n as usize));
+        let model = match reference {
+            Some(reference) => reference.open().map_err(io::Error::other)?,
+            None => &self.model,
+        };
+        let segment =
+            model.archive().segment(key as u32).ok_or_else(|| io::Error::other("no such segment"))?;
+        out.write_all(&segment.stored().map_err(io::Error::other)?)
+    }
+
+    /// The order of all units, where this file alone holds them.
+    pub(crate) fn schedule(&self) -> Option<Vec<StepEntry>> {
+        let archive = self.model.archive();
+        if self.model.references().len() > 0 {
+            return None;
         }
-        Ok((tensor, range.start / held..range.end / held))
+        let mut places = HashMap::new();
+        for tensor in archive.tensors() {
+            for (number, matrix) in tensor.matrices().enumerate() {
+                places.entry(matrix.index()).or_insert_with(|| (tensor.name().to_owned(), number));
+            }
+        }
+        let units: Vec<_> = archive.units().collect();
+        let matrices: Vec<_> = archive.matrices().collect();
+        let step = |step: Step<'_, FileSource>| {
+            let index = step.record().unit.get();
+            let matrix = matrices.get(units.get(index as usize)?.record().matrix.get() as usize)?;
+            let (name, number) = places.get(&matrix.index())?;
+            let unit = index.checked_sub(matrix.record().first_unit.get())? as usize;
+            let stated = step.record().flags.get() & SCHEDULE_LOSS != 0;
+            let expected_loss = stated.then(|| step.record().expected_loss.get());
+            Some(StepEntry { unit: (name.clone(), *number, unit), expected_loss })
+        };
+        archive.schedule().map(step).collect()
     }
 }
 
@@ -98,78 +175,20 @@ impl Source for CmfSource {
     }
 
     fn read_elements(&self, index: usize, range: Range<u64>, out: &mut Vec<u8>) -> Result<()> {
-        let (tensor, rows) = self.rows(index, &range)?;
-        let elements = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        out.clear();
-        out.resize(elements.saturating_mul(tensor.dtype().bytes()), 0);
-        tensor.read_elements(rows, out).map_err(loader_error)
+        let width = self.tensors.get(index).map_or(1, |tensor| tensor.dtype.bytes());
+        self.read(index, range, width, out, |tensor, rows, out| tensor.read_elements(rows, out))
     }
 
     fn read_values(&self, index: usize, range: Range<u64>, out: &mut Vec<f32>) -> Result<()> {
-        let (tensor, rows) = self.rows(index, &range)?;
-        out.clear();
-        out.resize(usize::try_from(range.end - range.start).unwrap_or(usize::MAX), 0.0);
-        tensor.decode_rows(Levels::All, rows, out).map_err(loader_error)
+        self.read(index, range, 1, out, |tensor, rows, out| tensor.decode_rows(Levels::All, rows, out))
     }
 
-    fn native_nodes(
-        &self,
-        index: usize,
-        range: Range<u64>,
-        rows: u64,
-        _: u64,
-    ) -> Result<Option<Vec<NodeData>>> {
-        let (tensor, held) = self.rows(index, &range)?;
-        let stored = tensor.stored().map_err(loader_error)?;
-        let matrix_rows = tensor.matrix_shape().map_err(loader_error)?.rows.max(1);
-        let matrix = usize::try_from(held.start / matrix_rows).ok().and_then(|i| stored.matrices().nth(i));
-        let start = held.start % matrix_rows;
-        let unit = matrix.and_then(|m| {
-            m.units().find(|u| u.record().row_start.get() == start && u.record().rows.get() == rows)
-        });
-        let Some(unit) = unit else {
-            return Err(Error::unsupported("rows do not make a unit").tensor(tensor.name()));
-        };
-        let nodes = unit.terms().filter_map(|t| t.node()).map(|n| node_data(&n));
-        let nodes = nodes.collect::<cmf_format::Result<Vec<_>>>();
-        nodes.map(Some).map_err(|e| Error::bad_file(e.to_string()).tensor(tensor.name()).caused_by(e))
+    fn native_nodes(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<Vec<NodeData>>> {
+        Ok(None)
     }
 
-    fn native_blocks(&self, index: usize) -> Result<Option<Vec<Range<u64>>>> {
-        let (tensor, _) = self.rows(index, &(0..0))?;
-        let stored = tensor.stored().map_err(loader_error)?;
-        let mut blocks = None;
-        for matrix in stored.matrices() {
-            let (inputs, outputs) = matrix.transforms();
-            let plain = |unit: &Unit<'_, FileSource>| {
-                unit.record().level.get() == 0
-                    && unit.terms().all(|term| {
-                        let node = term.node().map(|n| (n.record().rows.get(), n.record().cols.get()));
-                        let start = (term.record().row_start.get(), term.record().col_start.get());
-                        !term.is_optional()
-                            && node == Some((unit.record().rows.get(), matrix.cols()))
-                            && start == (unit.record().row_start.get(), 0)
-                    })
-            };
-            let rows = |u: Unit<'_, FileSource>| {
-                u.record().row_start.get()..u.record().row_start.get().saturating_add(u.record().rows.get())
-            };
-            let found: Vec<_> = matrix.units().map(rows).collect();
-            let same = blocks.get_or_insert_with(|| found.clone()) == &found;
-            if tensor.is_delta()
-                || !inputs.is_empty()
-                || !outputs.is_empty()
-                || !same
-                || !matrix.units().all(|u| plain(&u))
-            {
-                return Err(Error::unsupported(
-                    "has levels, transforms or regions, which `keep` does not carry",
-                )
-                .file(self.model.path())
-                .tensor(tensor.name()));
-            }
-        }
-        Ok(blocks)
+    fn archive(&self) -> Option<&CmfSource> {
+        Some(self)
     }
 
     fn is_exact(&self, index: usize) -> Result<bool> {
@@ -210,26 +229,4 @@ impl Source for CmfSource {
     fn format(&self) -> SourceFormat {
         SourceFormat::Cmf
     }
-}
-
-/// A node with its stored bytes, compressed ones as they are.
-fn node_data(node: &Node<'_, FileSource>) -> cmf_format::Result<NodeData> {
-    let segment = |s: cmf_format::archive::Segment<'_, FileSource>| {
-        let unknown =
-            || cmf_format::Error::new(cmf_format::ErrorKind::Unsupported, "segment", "unknown compression");
-        Ok(SegmentData {
-            source: SegmentSource::Bytes(s.stored()?.into_owned().into()),
-            decoded_bytes: s.record().decoded_bytes.get(),
-            compression: s.compression().ok_or_else(unknown)?,
-        })
-    };
-    Ok(NodeData {
-        encoding: node.record().encoding.get(),
-        version: node.record().version.get(),
-        rows: node.record().rows.get(),
-        cols: node.record().cols.get(),
-        descriptor: node.descriptor().to_vec(),
-        segments: node.segments().map(segment).collect::<cmf_format::Result<_>>()?,
-        children: node.children().map(|c| node_data(&c).map(Arc::new)).collect::<cmf_format::Result<_>>()?,
-    })
 }

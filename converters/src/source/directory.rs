@@ -1,6 +1,6 @@
 //! Hugging Face directories and sharded safetensors indexes.
 
-use super::{AttributeFile, InputFile, SafetensorsFile, Source, SourceFormat, TensorInfo, files};
+use super::{AttributeFile, CmfSource, InputFile, SafetensorsFile, Source, SourceFormat, TensorInfo, files};
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,8 +171,8 @@ impl Source for DirectorySource {
         Ok(None)
     }
 
-    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
-        Ok(None)
+    fn archive(&self) -> Option<&CmfSource> {
+        None
     }
 
     fn is_exact(&self, _: usize) -> Result<bool> {

@@ -1,6 +1,8 @@
 //! GGUF files as a source: block types are carried as they are.
 
-use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file};
+use super::{
+    AttributeFile, CmfSource, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file,
+};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, GgufSource, block_node, decode};
 use cmf_format::{DType, NodeData};
@@ -117,8 +119,8 @@ impl Source for Gguf {
         Ok(Some(vec![block_node(ty, rows, cols, &bytes)?]))
     }
 
-    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
-        Ok(None)
+    fn archive(&self) -> Option<&CmfSource> {
+        None
     }
 
     fn is_exact(&self, index: usize) -> Result<bool> {

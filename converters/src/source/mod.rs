@@ -1,11 +1,13 @@
 //! What a conversion reads: tensors by name, in whatever format they come.
 
+mod carry;
 mod cmf;
 mod directory;
 pub(crate) mod files;
 mod gguf;
 mod safetensors;
 
+pub(crate) use carry::CARRIED;
 pub use cmf::CmfSource;
 pub use directory::DirectorySource;
 pub use safetensors::SafetensorsFile;
@@ -89,12 +91,8 @@ pub trait Source: Send + Sync {
         cols: u64,
     ) -> Result<Option<Vec<NodeData>>>;
 
-    /// The row blocks of each matrix that [`Source::native_nodes`] must be asked for; `None` when any
-    /// will do.
-    ///
-    /// # Errors
-    /// As [`Source::native_nodes`].
-    fn native_blocks(&self, index: usize) -> Result<Option<Vec<Range<u64>>>>;
+    /// The archive, where the source is one: its matrices are carried whole, as they are stored.
+    fn archive(&self) -> Option<&CmfSource>;
 
     /// Whether tensor `index` is held as its very elements, so that reading them loses nothing;
     /// false where they are decoded from an encoding with values of its own.

@@ -1,6 +1,8 @@
 //! safetensors files, parsed by the safetensors crate and read by position.
 
-use super::{AttributeFile, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file};
+use super::{
+    AttributeFile, CmfSource, InputFile, Source, SourceFormat, TensorInfo, decode_elements, input_file,
+};
 use crate::error::{Error, Result};
 use crate::gguf::ReadAt;
 use cmf_format::{DType, NodeData};
@@ -136,8 +138,8 @@ impl Source for SafetensorsFile {
         Ok(None)
     }
 
-    fn native_blocks(&self, _: usize) -> Result<Option<Vec<Range<u64>>>> {
-        Ok(None)
+    fn archive(&self) -> Option<&CmfSource> {
+        None
     }
 
     fn is_exact(&self, _: usize) -> Result<bool> {
