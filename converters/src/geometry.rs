@@ -34,7 +34,12 @@ impl Geometry {
 
     /// Cuts `[rows, cols]` into blocks of rows that take about `unit_bytes` at `bits` bits per
     /// weight. Blocks are of one size but the last, in whole steps of `step` rows where possible.
-    pub(crate) fn row_blocks(&self, bits: f64, unit_bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+    pub(crate) fn row_blocks(
+        &self,
+        bits: f64,
+        unit_bytes: u64,
+        step: u64,
+    ) -> impl Iterator<Item = Range<u64>> + use<> {
         let row_bytes = (self.cols as f64 * bits / 8.0).max(1.0);
         let most = ((unit_bytes as f64 / row_bytes) as u64).clamp(1, self.rows.max(1));
         let even = self.rows.div_ceil(self.rows.div_ceil(most).max(1));
@@ -67,13 +72,16 @@ mod tests {
 
     #[test]
     fn blocks_cover_all_rows_within_the_bound() {
-        for (rows, cols, bits, step) in [(49_152, 576, 4.25, 16), (1, 9_000_000, 16.0, 4), (576, 576, 16.0, 2), (17, 3, 1.0, 64)] {
+        for (rows, cols, bits, step) in
+            [(49_152, 576, 4.25, 16), (1, 9_000_000, 16.0, 4), (576, 576, 16.0, 2), (17, 3, 1.0, 64)]
+        {
             let geometry = Geometry { count: 1, rows, cols };
             let blocks: Vec<_> = geometry.row_blocks(bits, 2 << 20, step).collect();
             assert_eq!(blocks.first().map(|b| b.start), Some(0));
             assert_eq!(blocks.last().map(|b| b.end), Some(rows));
             assert!(blocks.windows(2).all(|w| w[0].end == w[1].start));
-            let fits = |b: &Range<u64>| (b.end - b.start) as f64 * cols as f64 * bits / 8.0 <= (2 << 20) as f64;
+            let fits =
+                |b: &Range<u64>| (b.end - b.start) as f64 * cols as f64 * bits / 8.0 <= (2 << 20) as f64;
             assert!(blocks.iter().all(|b| fits(b) || b.end - b.start == 1), "{blocks:?}");
         }
     }

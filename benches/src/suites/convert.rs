@@ -44,11 +44,16 @@ pub(crate) fn pipeline() -> Suite {
     }
 }
 
-/// 4 bits or more by rounding at 1 GB/s, searched for least error at 150 MB/s.
+/// 4 bits by rounding at 1 GB/s, groups searched for least error at 150 MB/s.
 fn goals(name: &str) -> Vec<Goal> {
-    match name {
-        "q4-rtn" => vec![Goal::BytesPerSecond(1e9)],
-        "q4" => vec![Goal::BytesPerSecond(150e6)],
+    let recipe = Recipe::load(name).ok();
+    let storage = recipe.as_ref().map(|recipe| recipe.storage_of(&tensor(ROWS)));
+    match storage {
+        Some(Storage::Terms([TermParams::Grouped(own)])) => match own.method {
+            Method::Rtn if own.bits == 4 => vec![Goal::BytesPerSecond(1e9)],
+            Method::Mse => vec![Goal::BytesPerSecond(150e6)],
+            _ => Vec::new(),
+        },
         _ => Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use crate::Archive;
 use crate::error::Result;
 use crate::hash;
 use crate::limits::Limits;
-use crate::segment::{SegmentData, SegmentSource};
+use crate::segment::{SegmentData, SegmentSource, StoredSegment};
 use crate::wire::*;
 use std::io::{self, Write};
 
@@ -29,7 +29,7 @@ impl Layout {
         hash::hash(self.head.get(..256).unwrap_or(&[]))
     }
 
-    /// Streams the file. `stored` is called with the key of each segment that the caller keeps,
+    /// Streams the file. `stored` is called with each segment that the caller keeps,
     /// in file order, and must write its bytes.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Layout {
     pub fn write(
         &self,
         out: &mut impl Write,
-        mut stored: impl FnMut(u64, &mut dyn Write) -> io::Result<()>,
+        mut stored: impl FnMut(&StoredSegment, &mut dyn Write) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut out = Counted { out, bytes: 0 };
         out.write_all(&self.head)?;
@@ -47,7 +47,7 @@ impl Layout {
             io::copy(&mut io::Read::take(io::repeat(0), gap), &mut out)?;
             match &segment.source {
                 SegmentSource::Bytes(bytes) => out.write_all(bytes)?,
-                SegmentSource::Stored(segment) => stored(segment.key, &mut out)?,
+                SegmentSource::Stored(segment) => stored(segment, &mut out)?,
             }
             if out.bytes != offset.saturating_add(segment.stored_bytes()) {
                 let problem = format!("segment at {offset:#x}: expected {} bytes", segment.stored_bytes());

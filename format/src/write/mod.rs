@@ -231,7 +231,9 @@ impl ArchiveBuilder {
         let layout = self.layout()?;
         let mut out = Vec::new();
         layout
-            .write(&mut out, |key, _| Err(std::io::Error::other(format!("segment {key} is not in memory"))))
+            .write(&mut out, |segment, _| {
+                Err(std::io::Error::other(format!("segment {} is not in memory", segment.key)))
+            })
             .map_err(|e| argument("segment", e.to_string()))?;
         Ok(out)
     }
