@@ -11,13 +11,16 @@ pub(crate) struct Suite {
     pub(crate) rows: Vec<Row>,
 }
 
+/// Measures.
+type Run = Box<dyn Fn(&Bench<'_>) -> Result<Outcome>>;
+
 /// One measurement.
 pub(crate) struct Row {
     /// Stable name.
     pub(crate) name: String,
     /// What it must reach; empty when nothing is demanded.
     pub(crate) goals: Vec<Goal>,
-    run: Box<dyn Fn(&Bench<'_>) -> Result<Outcome>>,
+    run: Run,
 }
 
 /// What a row must reach.

@@ -74,12 +74,17 @@ mod linux {
 
     /// Looks at every tensor and counts them.
     fn list(model: &Model) -> usize {
-        let tensors = model.tensors();
-        tensors.map(|tensor| black_box((tensor.name(), tensor.dtype(), tensor.shape()))).count()
+        for tensor in model.tensors() {
+            black_box((tensor.name(), tensor.dtype(), tensor.shape()));
+        }
+        model.tensors().len()
     }
 
     fn list_safetensors(bytes: &[u8]) -> Result<usize> {
         let tensors = SafeTensors::deserialize(bytes)?;
-        Ok(tensors.iter().map(|(name, view)| black_box((name, view.dtype(), view.shape().len()))).count())
+        for (name, view) in tensors.iter() {
+            black_box((name, view.dtype(), view.shape().len()));
+        }
+        Ok(tensors.len())
     }
 }
