@@ -190,8 +190,11 @@ pub fn gguf() -> Vec<u8> {
     file
 }
 
+/// Name, element type, shape and bytes of a tensor.
+pub type Stored = (String, String, Vec<usize>, Vec<u8>);
+
 /// Tensors of a safetensors file: name, element type, shape, bytes.
-pub fn read_safetensors(bytes: &[u8]) -> Outcome<Vec<(String, String, Vec<usize>, Vec<u8>)>> {
+pub fn read_safetensors(bytes: &[u8]) -> Outcome<Vec<Stored>> {
     let file = safetensors::SafeTensors::deserialize(bytes)?;
     let mut tensors: Vec<_> = file
         .tensors()
