@@ -12,7 +12,8 @@ pub struct Limits {
     pub records: u64,
     /// Largest decoded size of one compressed segment in bytes.
     pub decoded_segment_bytes: u64,
-    /// Largest decoded size of the compressed segments of one opened tensor together, in bytes.
+    /// Most bytes that the segments of one opened tensor take in memory together: what compressed
+    /// ones decode to, and raw ones of a source that does not lend its bytes.
     pub decoded_tensor_bytes: u64,
     /// Most bytes that an opened tensor keeps decoded between reads, so as not to decode them
     /// again: a tensor that would have more to keep is slower to read.
@@ -30,7 +31,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Checks what the compressed segments of an opened tensor decode to.
+    /// Checks what the segments of an opened tensor take in memory.
     ///
     /// # Errors
     /// `Limit` above [`Limits::decoded_tensor_bytes`].
@@ -39,7 +40,7 @@ impl Limits {
             return Ok(());
         }
         let expected = format!("at most {} decoded bytes", self.decoded_tensor_bytes);
-        Err(Error::expected(ErrorKind::Limit, "compressed segments", expected, bytes))
+        Err(Error::expected(ErrorKind::Limit, "segments", expected, bytes))
     }
 
     /// What nodes that are opened together may keep.

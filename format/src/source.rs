@@ -20,6 +20,13 @@ pub trait Source {
     /// `Truncated` when the file does not have them, `Io` when they cannot be read.
     fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>>;
 
+    /// Whether [`Source::read`] borrows what it gives. What it does not is counted against
+    /// [`Limits::decoded_tensor_bytes`](crate::Limits::decoded_tensor_bytes): many terms may share
+    /// one segment, and each holds what it read.
+    fn borrows(&self) -> bool {
+        false
+    }
+
     /// Calls `visit` with `bytes` bytes from `offset` on, in order, in parts of the source's choice.
     ///
     /// For bytes that are looked at once and not kept: a source that reads on demand needs one
@@ -39,6 +46,10 @@ impl<T: AsRef<[u8]>> Source for T {
 
     fn file_bytes(&self) -> u64 {
         self.as_ref().len() as u64
+    }
+
+    fn borrows(&self) -> bool {
+        true
     }
 
     fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>> {

@@ -175,6 +175,10 @@ impl Source for FileSource {
         self.stamp.bytes
     }
 
+    fn borrows(&self) -> bool {
+        self.map.is_some()
+    }
+
     fn read(&self, offset: u64, bytes: u64) -> cmf_format::Result<Cow<'_, [u8]>> {
         let range = self.range(offset, bytes)?;
         if let Some(bytes) = self.mapped(range) {

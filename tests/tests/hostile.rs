@@ -9,6 +9,7 @@ use cmf_format::{Archive, ErrorKind, Limits, Result};
 use cmf_tests::raw::Raw;
 use cmf_tests::repair;
 use peak_alloc::PeakAlloc;
+use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,42 @@ mod compressed {
             archive.tensors().try_for_each(|t| TensorView::open(&t, 0).map(drop))
         });
         assert_eq!(kind(outcome), Some(ErrorKind::Limit));
+    }
+
+    /// A file that is read on demand, and not borrowed from.
+    struct Copies(Vec<u8>);
+
+    impl cmf_format::Source for Copies {
+        fn head(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn file_bytes(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read(&self, offset: u64, bytes: u64) -> Result<Cow<'_, [u8]>> {
+            self.0.read(offset, bytes).map(|bytes| Cow::Owned(bytes.into_owned()))
+        }
+    }
+
+    #[test]
+    fn counts_raw_segments_that_terms_share_and_nobody_lends() {
+        let _alone = alone();
+        let mut raw = Raw::default();
+        let node = raw.bytes_node(1024, 1024);
+        raw.sum(b"a", 1024, 1024, &vec![node; 10_000]);
+        let file = raw.assemble();
+        let limits = Limits { decoded_tensor_bytes: 8 << 20, ..Limits::default() };
+        let open =
+            |archive: &Archive<Copies>| archive.tensors().try_for_each(|t| TensorView::open(&t, 0).map(drop));
+        let outcome = bounded(16 << 20, || open(&Archive::parse(Copies(file.clone()), &limits)?));
+        assert_eq!(kind(outcome), Some(ErrorKind::Limit));
+        let outcome = bounded(16 << 20, || {
+            let archive = Archive::parse(file.as_slice(), &limits)?;
+            archive.tensors().try_for_each(|t| TensorView::open(&t, 0).map(drop))
+        });
+        assert_eq!(kind(outcome), None, "borrowed");
     }
 
     #[test]

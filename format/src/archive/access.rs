@@ -356,18 +356,20 @@ impl<'a, S: Source> Node<'a, S> {
     ///
     /// # Errors
     /// `Unsupported` for an unknown encoding, `Value` for a compressed segment that is damaged,
-    /// `Limit` for compressed segments that are too large alone or together, `Io` from the source.
+    /// `Limit` for segments that are too large to hold, alone or together, `Io` from the source.
     pub fn view(&self) -> Result<View<'a>> {
-        self.archive.limits.check_decoded_tensor(self.compressed_bytes())?;
+        self.archive.limits.check_decoded_tensor(self.held_bytes())?;
         self.open(&self.archive.limits.keep_budget())
     }
 
-    /// What compressed segments of this node and of all below it decode to, shared ones counted
-    /// each time: they are decoded each time.
-    pub(super) fn compressed_bytes(&self) -> u64 {
-        let own = self.segments().filter(|s| s.record.compression != 0);
+    /// What segments of this node and of all below it take in memory while they are open: those
+    /// that are decompressed, and those that the source does not lend. Shared ones are counted each
+    /// time, because they are held each time.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let borrows = self.archive.source.borrows();
+        let own = self.segments().filter(|s| s.record.compression != 0 || !borrows);
         let own = own.fold(0u64, |sum, s| sum.saturating_add(s.record.decoded_bytes.get()));
-        self.children().fold(own, |sum, child| sum.saturating_add(child.compressed_bytes()))
+        self.children().fold(own, |sum, child| sum.saturating_add(child.held_bytes()))
     }
 
     /// [`Node::view`] after the limit has been checked, within what nodes that are opened together

@@ -25,7 +25,7 @@ pub struct MatrixView<'a> {
 
 /// What matrices that are opened together take.
 struct Together {
-    /// Bytes that segments and transforms decode to.
+    /// Bytes of memory that segments and transforms take.
     decoded_bytes: u64,
     keep: KeepBudget,
 }
@@ -59,8 +59,8 @@ impl<'a> MatrixView<'a> {
         Self::open_within(matrix, level, rows, &mut Together::new(matrix.archive().limits()))
     }
 
-    /// Opens after what compressed segments and transforms here decode to has been found to be
-    /// within the limit: many terms may share one small segment that decodes to a large one.
+    /// Opens after what segments and transforms here take in memory has been found to be within the
+    /// limit: many terms may share one small segment that decodes to a large one.
     fn open_within<S: Source>(
         matrix: &Matrix<'a, S>,
         level: u16,
@@ -97,7 +97,7 @@ impl<'a> MatrixView<'a> {
             term.level() <= level && start.max(needed.start) < end.min(needed.end)
         };
         for node in matrix.terms().filter(|t| t.is_known() && touches(t)).filter_map(|t| t.node()) {
-            together.add(node.compressed_bytes());
+            together.add(node.held_bytes());
         }
         limits.check_decoded_tensor(together.decoded_bytes)?;
         for (i, term) in matrix.terms().enumerate().filter(|(_, term)| touches(term)) {

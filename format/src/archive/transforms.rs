@@ -50,7 +50,7 @@ pub(super) fn check(
 /// none in the file.
 pub(super) fn decoded_bytes<S: Source>(archive: &Archive<S>, record: &TransformRecord) -> u64 {
     let segment = archive.segment(record.segment.get()).map_or(0, |s| s.record().decoded_bytes.get());
-    let node = archive.node(record.node.get()).map_or(0, |n| n.compressed_bytes());
+    let node = archive.node(record.node.get()).map_or(0, |n| n.held_bytes());
     let factors = match record.kind.get() {
         TRANSFORM_SCALE => record.size.get().saturating_mul(4),
         _ => 0,

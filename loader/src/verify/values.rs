@@ -41,10 +41,15 @@ impl<'m> Values<'m> {
                 values.add(archive, Item::Attribute(attribute, segment));
             }
         }
-        let mut matrices = Seen::new(archive.matrices().len());
         let mut nodes = Seen::new(archive.nodes().len());
+        let mut next_matrix = 0;
         for tensor in archive.tensors() {
-            for matrix in tensor.matrices().filter(|m| matrices.first_time(m.index())) {
+            // A tied tensor names matrices of one before it.
+            if tensor.record().first_matrix.get() != next_matrix {
+                continue;
+            }
+            next_matrix = next_matrix.saturating_add(tensor.record().matrix_count.get());
+            for matrix in tensor.matrices() {
                 let record = matrix.record();
                 if record.input_transforms.get() != 0 || record.output_transforms.get() != 0 {
                     values.add(archive, Item::Transforms(matrix, tensor));
