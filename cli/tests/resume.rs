@@ -95,10 +95,11 @@ fn two_conversions_to_one_output_do_not_mix() -> Outcome {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_leaves_no_output() -> Outcome {
+fn a_termination_leaves_no_output() -> Outcome {
     let place = place()?;
     let mut child = start(&place, 1000)?;
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    // Not an interrupt, which a background shell makes its children ignore.
+    let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
     assert!(killed.success());
     assert!(!child.wait()?.success());
     assert!(!place.path("out.cmf").exists());
