@@ -10,6 +10,9 @@ use multiversion::multiversion;
 const LANES: usize = 8;
 /// Elements summed in f32 before the sum goes on in f64.
 pub(super) const CHUNK: usize = 16 * LANES;
+/// Levels of which moments are taken at a time: to clear a larger buffer costs small groups more than
+/// it saves large ones.
+const LEVELS: usize = 8 * LANES;
 
 /// Scale and zero point of a group as the decoder uses them:
 /// `value = (level - subtract) * scale + add`.
@@ -151,8 +154,8 @@ fn moments_by<L: Levels>(
 ) -> Moments {
     let factor = affine.factor();
     let mut total = Moments::default();
-    let mut buffer = [0f32; CHUNK];
-    for (values, weights) in values.chunks(CHUNK).zip(weights.chunks(CHUNK)) {
+    let mut buffer = [0f32; LEVELS];
+    for (values, weights) in values.chunks(LEVELS).zip(weights.chunks(LEVELS)) {
         let level = &mut buffer[..values.len()];
         for (level, value) in level.iter_mut().zip(values) {
             *level = levels.level((value - affine.add) * factor + affine.subtract);
