@@ -39,6 +39,9 @@ enum Command {
     Diff(commands::diff::Args),
     /// List the built-in recipes, or print one
     Recipe(commands::recipe::Args),
+    /// Take the second moments of activations, for conversions that weigh errors by them
+    #[cfg(feature = "models")]
+    Calibrate(commands::calibrate::Args),
     /// Print a shell completion script
     Completions {
         /// The shell
@@ -71,6 +74,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Export(args) => commands::export::run(&args),
         Command::Diff(args) => commands::diff::run(&args),
         Command::Recipe(args) => commands::recipe::run(&args),
+        #[cfg(feature = "models")]
+        Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "cmf", &mut script);

@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) enum Unit {
     Bytes,
     Elements,
+    #[cfg(feature = "models")]
+    Layers,
 }
 
 /// A bar that appears on a terminal when the work has taken a second.
@@ -34,6 +36,8 @@ impl Bar {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
             let amounts = match unit {
                 Unit::Bytes => "{bytes} of {total_bytes}  {bytes_per_sec}",
+                #[cfg(feature = "models")]
+                Unit::Layers => "{pos} of {len} layers",
                 Unit::Elements => "{human_pos} of {human_len} elements",
             };
             let template = format!("{{msg:9}} {{bar:32}} {{percent:>3}} %  {amounts}  {{eta}} left");

@@ -1,5 +1,7 @@
 //! One module a command: its arguments, and what it does with them.
 
+#[cfg(feature = "models")]
+pub(crate) mod calibrate;
 pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod export;

@@ -1,0 +1,77 @@
+//! `cmf calibrate`
+
+use crate::progress::{Bar, Unit};
+use crate::{Answer, print, size, text};
+use cmf_candle::moments::{self, Note};
+use cmf_candle::weights::Dense;
+use cmf_candle::{AnyModel, Windows};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cmf calibrate SmolLM2-135M-Instruct/ --text calibration.txt -o moments.cmf
+The output holds, under the name of each matrix, the second moments of what it reads.")]
+pub(crate) struct Args {
+    /// A model: a Hugging Face directory or a .cmf
+    model: PathBuf,
+    /// The text to run through it
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of the text that are used
+    #[arg(long, default_value_t = 32_768)]
+    tokens: usize,
+    /// Tokens of a window
+    #[arg(long, default_value_t = 512)]
+    context: usize,
+    /// The .cmf to write
+    #[arg(short, long, value_name = "MOMENTS.cmf")]
+    output: PathBuf,
+    /// Replace an output that exists
+    #[arg(short, long)]
+    force: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    note: Note,
+    file_bytes: u64,
+    seconds: f64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let started = Instant::now();
+    if !args.force && args.output.exists() {
+        anyhow::bail!("{}: exists; --force replaces it", args.output.display());
+    }
+    let model = AnyModel::open(&args.model)?;
+    let config = model.config()?;
+    let windows = Windows::read(&args.text, &model.text()?, args.tokens, args.context)?;
+    let note = Note::new(&args.model, &args.text, &windows)?;
+    let bar = Bar::new(args.quiet, Unit::Layers);
+    let progress = |done, total| bar.set("layers", done, total);
+    let moments = moments::collect(&Dense(model), &config, &windows, &note, &progress)?;
+    drop(bar);
+    let file_bytes = moments::write(&moments, &args.output, args.force)?;
+    let report = Report { note, file_bytes, seconds: started.elapsed().as_secs_f64() };
+    if args.json {
+        print(&text::json(&report)?)?;
+    } else {
+        print(&format!(
+            "{}: moments of {} tokens, {}, {:.1} s\n",
+            args.output.display(),
+            report.note.tokens,
+            size::show(file_bytes),
+            report.seconds,
+        ))?;
+    }
+    Ok(Answer::Yes)
+}

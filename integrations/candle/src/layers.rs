@@ -1,0 +1,73 @@
+//! Many windows through a model, one layer of which is in memory at a time.
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::llama::{Block, RopeTable, Site, embedding};
+use crate::text::Windows;
+use crate::weights::Weights;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// Is called with steps done and in all.
+pub type Progress<'p> = dyn Fn(u64, u64) + Sync + 'p;
+
+/// Hidden states of all windows.
+pub struct Hidden {
+    /// `[tokens, hidden]` for each window.
+    states: Vec<Tensor>,
+    rope: RopeTable,
+}
+
+impl Hidden {
+    /// The embedded tokens of `windows`.
+    ///
+    /// # Errors
+    /// `BadArgument` for a token that the embedding does not have, and what `weights` gives.
+    pub fn embed(weights: &dyn Weights, config: &Config, windows: &Windows) -> Result<Self> {
+        let embedding = embedding(weights, config)?;
+        let states = windows.iter().map(|ids| embedding.gather(ids)).collect::<Result<_>>()?;
+        Ok(Self { states, rope: RopeTable::new(config, 0, windows.context())? })
+    }
+
+    /// The states of each window.
+    pub fn states(&self) -> &[Tensor] {
+        &self.states
+    }
+
+    /// Runs all windows through a layer.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn through(&mut self, block: &Block<'_>) -> Result<()> {
+        let next = self.states.par_iter().map(|x| block.forward(x, &self.rope, None, &mut |_, _| Ok(())));
+        self.states = next.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// [`Hidden::through`], while `reduce` makes something of each input of each matrix. `take` gets
+    /// it in the order of the windows; at most `at_once` windows' are held.
+    pub(crate) fn through_observed(
+        &mut self,
+        block: &Block<'_>,
+        at_once: usize,
+        reduce: &(dyn Fn(&Tensor) -> Result<Tensor> + Sync),
+        take: &mut dyn FnMut(Site, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let rope = &self.rope;
+        for states in self.states.chunks_mut(at_once.max(1)) {
+            let run = |x: &mut Tensor| {
+                let mut seen = Vec::new();
+                *x = block.forward(x, rope, None, &mut |site, x| {
+                    seen.push((site, reduce(x)?));
+                    Ok(())
+                })?;
+                Ok(seen)
+            };
+            let seen = states.par_iter_mut().map(run).collect::<Result<Vec<_>>>()?;
+            for (site, reduced) in seen.into_iter().flatten() {
+                take(site, reduced)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! One decoder layer.
+
+use super::attention::{Attention, LayerCache};
+use super::{Norm, RopeTable};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::weights::{Linear, MatrixName, Weights};
+use candle_core::Tensor;
+
+/// Where in a layer an activation is an input of matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// Before the query, key and value projections.
+    Attention,
+    /// Before the attention's output projection.
+    AttentionOutput,
+    /// Before the gate and up projections.
+    Mlp,
+    /// Before the down projection.
+    Down,
+}
+
+impl Site {
+    /// All sites, in order.
+    pub const ALL: [Site; 4] = [Site::Attention, Site::AttentionOutput, Site::Mlp, Site::Down];
+
+    /// The matrices that read here, by their name in a layer.
+    pub fn matrices(self) -> &'static [&'static str] {
+        match self {
+            Site::Attention => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            Site::AttentionOutput => &["self_attn.o_proj"],
+            Site::Mlp => &["mlp.gate_proj", "mlp.up_proj"],
+            Site::Down => &["mlp.down_proj"],
+        }
+    }
+}
+
+/// Is shown the inputs of all matrices, `[tokens, inputs]`.
+pub type Observe<'o> = dyn FnMut(Site, &Tensor) -> Result<()> + 'o;
+
+/// Matrices that read the same input, and their biases.
+struct Projection<'w> {
+    matrices: Box<dyn Linear + 'w>,
+    biases: Vec<Option<Tensor>>,
+}
+
+impl<'w> Projection<'w> {
+    fn load(
+        weights: &'w dyn Weights,
+        layer: usize,
+        site: Site,
+        outputs: &[usize],
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let prefixes = site.matrices().iter().map(|matrix| format!("model.layers.{layer}.{matrix}"));
+        let named: Vec<_> = prefixes.zip(outputs).collect();
+        let matrices = named
+            .iter()
+            .map(|(prefix, outputs)| MatrixName { name: format!("{prefix}.weight"), outputs: **outputs });
+        let biases = named.iter().map(|(prefix, outputs)| match bias {
+            true => weights.vector(&format!("{prefix}.bias"), **outputs).map(Some),
+            false => Ok(None),
+        });
+        Ok(Self {
+            biases: biases.collect::<Result<_>>()?,
+            matrices: weights.linear(&matrices.collect::<Vec<_>>(), inputs)?,
+        })
+    }
+
+    fn forward<const N: usize>(&self, x: &Tensor) -> Result<[Tensor; N]> {
+        let products = self.matrices.forward(&x.contiguous()?)?;
+        let biased = products.into_iter().zip(&self.biases).map(|(y, bias)| match bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        });
+        let products = biased.collect::<Result<Vec<_>>>()?;
+        let found = products.len();
+        products.try_into().map_err(|_| Error::model(format!("expected {N} products, found {found}")))
+    }
+}
+
+/// A decoder layer.
+pub struct Block<'w> {
+    attention_norm: Norm,
+    qkv: Projection<'w>,
+    attention: Attention,
+    output: Projection<'w>,
+    mlp_norm: Norm,
+    gate_up: Projection<'w>,
+    down: Projection<'w>,
+}
+
+impl<'w> Block<'w> {
+    /// Loads layer `index`.
+    ///
+    /// # Errors
+    /// What `weights` gives.
+    pub fn load(weights: &'w dyn Weights, config: &Config, index: usize) -> Result<Self> {
+        let prefix = format!("model.layers.{index}");
+        let norm = |name: &str| {
+            Norm::load(weights, &format!("{prefix}.{name}.weight"), config.hidden, config.rms_eps)
+        };
+        let project = |site: Site, outputs: &[usize], inputs: usize, bias: bool| {
+            Projection::load(weights, index, site, outputs, inputs, bias)
+        };
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let (hidden, wide) = (config.hidden, config.intermediate);
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            qkv: project(Site::Attention, &[q, kv, kv], hidden, config.qkv_bias)?,
+            attention: Attention::load(weights, config, &format!("{prefix}.self_attn"))?,
+            output: project(Site::AttentionOutput, &[hidden], q, config.output_bias)?,
+            mlp_norm: norm("post_attention_layernorm")?,
+            gate_up: project(Site::Mlp, &[wide, wide], hidden, config.mlp_bias)?,
+            down: project(Site::Down, &[hidden], wide, config.mlp_bias)?,
+        })
+    }
+
+    /// The layer's output for hidden states `x`, `[tokens, hidden]`, which follow what `cache`
+    /// holds. `observe` is shown the inputs of all matrices.
+    ///
+    /// # Errors
+    /// `Compute`, and as [`Linear::forward`].
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rope: &RopeTable,
+        cache: Option<&mut LayerCache>,
+        observe: &mut Observe<'_>,
+    ) -> Result<Tensor> {
+        let input = self.attention_norm.forward(x)?;
+        observe(Site::Attention, &input)?;
+        let [q, k, v] = self.qkv.forward(&input)?;
+        let attended = self.attention.forward([&q, &k, &v], rope, cache)?;
+        observe(Site::AttentionOutput, &attended)?;
+        let [output] = self.output.forward(&attended)?;
+        let x = (x + output)?;
+        let input = self.mlp_norm.forward(&x)?;
+        observe(Site::Mlp, &input)?;
+        let [gate, up] = self.gate_up.forward(&input)?;
+        let wide = (candle_nn::ops::silu(&gate)? * up)?;
+        observe(Site::Down, &wide)?;
+        let [down] = self.down.forward(&wide)?;
+        Ok((x + down)?)
+    }
+}

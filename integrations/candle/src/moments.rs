@@ -1,0 +1,158 @@
+//! Second moments of activations: for each matrix, H = sum over tokens of x xᵀ / tokens of what it
+//! reads.
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::{Hidden, Progress};
+use crate::llama::{Block, Site, final_norm};
+use crate::output;
+use crate::text::Windows;
+use crate::weights::Weights;
+use candle_core::Tensor;
+use cmf_format::encoding::dense;
+use cmf_format::write::{Content, MatrixEntry, TensorEntry};
+use cmf_format::{ArchiveBuilder, DType, NodeData, WriteOptions};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::Path;
+
+/// Windows whose moments are held at once before they are summed.
+const WINDOWS_AT_ONCE: usize = 4;
+
+/// What the moments were taken from; attribute `cmf.moments.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// Tokens that were averaged over.
+    pub tokens: usize,
+    /// Name of the text file.
+    pub text: String,
+    /// BLAKE3 hash of the whole text, in hexadecimal digits.
+    pub text_blake3: String,
+    /// Name of the model.
+    pub model: String,
+    /// Tokens of a window.
+    pub context: usize,
+}
+
+impl Note {
+    /// What is said of `windows` of the text at `text`, run through the model at `model`.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn new(model: &Path, text: &Path, windows: &Windows) -> Result<Self> {
+        let bytes = std::fs::read(text).map_err(|e| Error::io(text, e))?;
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self {
+            tokens: windows.tokens(),
+            text: name(text),
+            text_blake3: blake3::hash(&bytes).to_hex().to_string(),
+            model: name(model),
+            context: windows.context(),
+        })
+    }
+}
+
+/// Runs `windows` through a model, layer by layer, and adds the moments of the input of every
+/// matrix, and of the head, to an archive: a dense f32 tensor `[inputs, inputs]` under the name of
+/// each matrix. Matrices that read the same input have equal moments, which the archive holds once.
+///
+/// All moments are held until they are written: 4 bytes for each pair of inputs of each site.
+///
+/// # Errors
+/// What `weights` and the layers give.
+pub fn collect(
+    weights: &dyn Weights,
+    config: &Config,
+    windows: &Windows,
+    note: &Note,
+    progress: &Progress<'_>,
+) -> Result<ArchiveBuilder> {
+    let mut builder = ArchiveBuilder::new(WriteOptions::default());
+    let mut hidden = Hidden::embed(weights, config, windows)?;
+    for layer in 0..config.layers {
+        let block = Block::load(weights, config, layer)?;
+        let mut sums = Site::ALL.map(|_| Sum::default());
+        hidden.through_observed(&block, WINDOWS_AT_ONCE, &product, &mut |site, moments| {
+            let place = Site::ALL.iter().position(|s| *s == site).and_then(|i| sums.get_mut(i));
+            place.map_or(Ok(()), |sum| sum.add(&moments))
+        })?;
+        for (site, sum) in Site::ALL.into_iter().zip(sums) {
+            let node = sum.node(windows.tokens())?;
+            for matrix in site.matrices() {
+                add(&mut builder, format!("model.layers.{layer}.{matrix}.weight"), node.clone());
+            }
+        }
+        progress(layer as u64 + 1, config.layers as u64);
+    }
+    let norm = final_norm(weights, config)?;
+    let mut sum = Sum::default();
+    for states in hidden.states() {
+        sum.add(&product(&norm.forward(states)?)?)?;
+    }
+    add(&mut builder, config.head_name().into(), sum.node(windows.tokens())?);
+    let json = serde_json::to_vec_pretty(note).map_err(|e| Error::argument(e.to_string()))?;
+    builder.attribute("cmf.moments.json", "application/json", json);
+    Ok(builder)
+}
+
+/// Writes an archive of moments to `path`.
+///
+/// # Errors
+/// `BadArgument` when `path` exists and is not to be replaced, `Io`.
+pub fn write(builder: &ArchiveBuilder, path: &Path, force: bool) -> Result<u64> {
+    let layout = builder.layout()?;
+    output::write(path, force, |file| {
+        layout.write(file, |segment, _| {
+            Err(std::io::Error::other(format!("segment {} is not in memory", segment.key)))
+        })
+    })?;
+    Ok(layout.file_bytes())
+}
+
+/// xᵀ x of activations `[tokens, inputs]`.
+fn product(x: &Tensor) -> Result<Tensor> {
+    Ok(x.t()?.matmul(x)?)
+}
+
+fn add(builder: &mut ArchiveBuilder, name: String, node: NodeData) {
+    let shape = vec![node.rows, node.cols];
+    let content = Content::Matrices(vec![MatrixEntry::from_node(node)]);
+    builder.tensor(TensorEntry { name, dtype: DType::F32, shape, content });
+}
+
+/// A sum of products, in f64.
+#[derive(Default)]
+struct Sum {
+    inputs: usize,
+    values: Vec<f64>,
+}
+
+impl Sum {
+    fn add(&mut self, product: &Tensor) -> Result<()> {
+        let products = product.flatten_all()?.to_vec1::<f32>()?;
+        self.inputs = product.dim(0)?;
+        self.values.resize(products.len(), 0.0);
+        let added = self.values.par_chunks_mut(1 << 16).zip(products.par_chunks(1 << 16));
+        added.for_each(|(sums, products)| {
+            for (sum, product) in sums.iter_mut().zip(products) {
+                *sum += f64::from(*product);
+            }
+        });
+        Ok(())
+    }
+
+    /// The mean over tokens, symmetric to the bit.
+    fn node(&self, tokens: usize) -> Result<NodeData> {
+        let n = self.inputs;
+        let factor = 1.0 / tokens.max(1) as f64;
+        let value = |i: usize, j: usize| {
+            let (low, high) = (i.min(j), i.max(j));
+            self.values.get(low * n + high).map_or(0.0, |sum| (sum * factor) as f32)
+        };
+        let values: Vec<f32> = (0..n * n).map(|k| value(k / n, k % n)).collect();
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(Error::new(ErrorKind::Compute, "activations are not finite"));
+        }
+        Ok(dense::pack_values(DType::F32, n as u64, n as u64, &values)?)
+    }
+}

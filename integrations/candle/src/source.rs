@@ -1,0 +1,71 @@
+//! Dense weights of every format that conversion reads.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::text::Text;
+use crate::weights::{DenseValues, missing};
+use cmf_converters::source::{self, Source};
+use std::path::{Path, PathBuf};
+
+/// A model of any format: a Hugging Face directory, safetensors, GGUF or `.cmf` at its best.
+pub struct AnyModel {
+    path: PathBuf,
+    source: Box<dyn Source>,
+}
+
+impl AnyModel {
+    /// Opens what `path` is.
+    ///
+    /// # Errors
+    /// What [`source::open`] gives.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), source: source::open(path)? })
+    }
+
+    /// The file called `name` that travels with the model.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let found = self.source.attributes()?.into_iter().find(|file| file.name == name);
+        Ok(found.map(|file| file.bytes))
+    }
+
+    /// Its configuration.
+    ///
+    /// # Errors
+    /// `BadModel` when there is none, and as [`Config::parse`].
+    pub fn config(&self) -> Result<Config> {
+        Config::parse(&self.require("config.json")?)
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// `BadModel` when there is none, and as [`Text::parse`].
+    pub fn text(&self) -> Result<Text> {
+        Text::parse(&self.require("tokenizer.json")?)
+    }
+
+    fn require(&self, name: &str) -> Result<Vec<u8>> {
+        self.file(name)?.ok_or_else(|| Error::model(format!("{}: {name} is not there", self.path.display())))
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.source.tensors().binary_search_by(|t| t.name.as_str().cmp(name)).ok()
+    }
+}
+
+impl DenseValues for AnyModel {
+    fn shape(&self, name: &str) -> Option<Vec<u64>> {
+        Some(self.source.tensors().get(self.index(name)?)?.shape.clone())
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let index = self.index(name).ok_or_else(|| missing(name))?;
+        let elements = self.source.tensors().get(index).and_then(|t| t.elements()).unwrap_or(0);
+        let mut values = Vec::new();
+        self.source.read_values(index, 0..elements, &mut values)?;
+        Ok(values)
+    }
+}

@@ -1,0 +1,129 @@
+//! Where a model's weights come from: dense tensors, or packed ones that are decoded as they are
+//! multiplied with.
+
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
+
+/// y = x Wᵀ for the matrices W that read the same input.
+pub trait Linear: Send + Sync {
+    /// Multiplies `x`, `[tokens, inputs]`, f32 and contiguous, by each matrix: a
+    /// `[tokens, outputs]` each.
+    ///
+    /// # Errors
+    /// `Compute`, and `BadModel` for damaged weights.
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>>;
+}
+
+/// A matrix whose single rows are read: an embedding.
+pub trait Rows: Send + Sync {
+    /// The rows of `ids`, `[ids, columns]`.
+    ///
+    /// # Errors
+    /// `BadArgument` for a row that is not there, `BadModel` for damaged weights.
+    fn gather(&self, ids: &[u32]) -> Result<Tensor>;
+}
+
+/// A matrix of a model: its name and the outputs that it must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatrixName {
+    /// Name of the tensor.
+    pub name: String,
+    /// Rows.
+    pub outputs: usize,
+}
+
+/// Weights by name.
+pub trait Weights: Sync {
+    /// The vector `name`, `[elements]`, f32.
+    ///
+    /// # Errors
+    /// `BadModel` when it is missing, of another shape, or damaged.
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor>;
+
+    /// Matrices of `inputs` columns that are multiplied by the same activations.
+    ///
+    /// # Errors
+    /// As [`Weights::vector`].
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>>;
+
+    /// The matrix `name` as an embedding.
+    ///
+    /// # Errors
+    /// As [`Weights::vector`].
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>>;
+}
+
+/// Requires the shape that a configuration asks for, before anything is allocated.
+pub(crate) fn check_shape(name: &str, found: &[u64], expected: &[usize]) -> Result<()> {
+    if found.iter().copied().eq(expected.iter().map(|n| *n as u64)) {
+        return Ok(());
+    }
+    let name = name.escape_debug();
+    Err(Error::model(format!("tensor `{name}`: expected shape {expected:?}, found {found:?}")))
+}
+
+pub(crate) fn missing(name: &str) -> Error {
+    Error::model(format!("tensor `{}` is not there", name.escape_debug()))
+}
+
+/// Dense matrices.
+pub(crate) struct DenseLinear(pub(crate) Vec<Tensor>);
+
+impl Linear for DenseLinear {
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        self.0.iter().map(|w| Ok(x.matmul(&w.t()?)?)).collect()
+    }
+}
+
+/// A dense embedding.
+pub(crate) struct DenseRows(pub(crate) Tensor);
+
+impl Rows for DenseRows {
+    fn gather(&self, ids: &[u32]) -> Result<Tensor> {
+        let rows = self.0.dim(0)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            return Err(Error::argument(format!("token {id} of an embedding of {rows}")));
+        }
+        Ok(self.0.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+    }
+}
+
+/// What gives the values of a tensor by name, dense.
+pub trait DenseValues: Sync {
+    /// The extents of tensor `name`.
+    fn shape(&self, name: &str) -> Option<Vec<u64>>;
+
+    /// Its values, row-major. The caller has checked the shape.
+    ///
+    /// # Errors
+    /// `BadModel` for damaged weights, `Io`.
+    fn values(&self, name: &str) -> Result<Vec<f32>>;
+}
+
+/// Reads a dense tensor of the shape that is asked for.
+///
+/// # Errors
+/// As [`Weights::vector`].
+pub fn dense_tensor(values: &dyn DenseValues, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let found = values.shape(name).ok_or_else(|| missing(name))?;
+    check_shape(name, &found, shape)?;
+    Ok(Tensor::from_vec(values.values(name)?, shape, &Device::Cpu)?)
+}
+
+/// Dense weights of any model.
+pub struct Dense<V>(pub V);
+
+impl<V: DenseValues> Weights for Dense<V> {
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        dense_tensor(&self.0, name, &[elements])
+    }
+
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+        let tensors = matrices.iter().map(|m| dense_tensor(&self.0, &m.name, &[m.outputs, inputs]));
+        Ok(Box::new(DenseLinear(tensors.collect::<Result<_>>()?)))
+    }
+
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        Ok(Box::new(DenseRows(dense_tensor(&self.0, name, &[rows, cols])?)))
+    }
+}
