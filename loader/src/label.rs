@@ -3,7 +3,7 @@
 use crate::source::FileSource;
 use crate::stored::with_shape;
 use cmf_format::archive::Node;
-use cmf_format::encoding::{codebook, dense, grouped, low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, low_rank, sign_low_rank, sparse};
 
 /// The node's encoding, and those of its children that are not plain `dense`:
 /// `grouped(scale=grouped)`.
@@ -37,7 +37,7 @@ fn roles(node: &Node<'_, FileSource>) -> Vec<&'static str> {
             Err(_) => Vec::new(),
         },
         sparse::ID => vec!["values"],
-        low_rank::ID => vec!["a_t", "b"],
+        low_rank::ID | sign_low_rank::ID => vec!["a_t", "b"],
         codebook::ID => vec!["codebooks", "scale"],
         _ => Vec::new(),
     }

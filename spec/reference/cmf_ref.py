@@ -1135,6 +1135,25 @@ def low_rank_values(node, segments, children):
     return v
 
 
+# sign_low_rank
+
+
+def sign_low_rank_open(node, sizes):
+    d = parse_descriptor(node, "<II", "rank reserved")
+    rule(d.rank >= 1, "sign_low_rank: rank 0")
+    shapes = [({d.rank}, {node.rows}), ({d.rank}, {node.cols})]
+    check_parts(node, sizes, [node.rows * stream_bytes(node.cols, 1)], shapes)
+
+
+def sign_low_rank_payload(node, segments):
+    check_tails(segments[0], node.rows, node.cols, 1)
+
+
+def sign_low_rank_values(node, segments, children):
+    v = low_rank_values(node, segments, children)
+    return np.where(read_codes(segments[0], node.rows, node.cols, 1) == 1, v, -v)
+
+
 # codebook
 
 
@@ -1219,6 +1238,7 @@ ENCODINGS = {
     4: Encoding("low_rank", low_rank_open, None, low_rank_values),
     5: Encoding("codebook", codebook_open, codebook_payload, codebook_values),
     6: Encoding("lossless", lossless_open, lossless_bytes, lossless_values),
+    8: Encoding("sign_low_rank", sign_low_rank_open, sign_low_rank_payload, sign_low_rank_values),
 }
 
 

@@ -2,7 +2,7 @@
 
 use crate::samples::SMALL;
 use arbitrary::{Result, Unstructured};
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sign_low_rank, sparse};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{DType, NodeData, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn fits<T>(result: cmf_format::Result<T>) -> T {
 /// # Errors
 /// When the input is not enough.
 pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
-    let choices = if depth == 0 { 2 } else { 8 };
+    let choices = if depth == 0 { 2 } else { 9 };
     match u.int_in_range(0..=choices - 1)? {
         0 => dense_node(u, rows, cols),
         1 => lossless_node(u, rows, cols),
@@ -40,7 +40,8 @@ pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Resul
         4 => positions_node(u, rows, cols, depth - 1),
         5 => n_m_node(u, rows, cols, depth - 1),
         6 => low_rank_node(u, rows, cols, depth - 1),
-        _ => codebook_node(u, rows, cols, depth - 1),
+        7 => codebook_node(u, rows, cols, depth - 1),
+        _ => sign_low_rank_node(u, rows, cols, depth - 1),
     }
 }
 
@@ -181,6 +182,14 @@ fn low_rank_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> 
     let a_t = node(u, rank, rows, depth)?;
     let b = node(u, rank, cols, depth)?;
     Ok(fits(low_rank::pack(a_t, b)))
+}
+
+fn sign_low_rank_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
+    let rank = u.int_in_range(1..=3)?;
+    let a_t = node(u, rank, rows, depth)?;
+    let b = node(u, rank, cols, depth)?;
+    let positive: Vec<bool> = fill(u, (rows * cols) as usize)?.iter().map(|byte| byte & 1 == 1).collect();
+    Ok(fits(sign_low_rank::pack(&positive, a_t, b)))
 }
 
 fn codebook_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {

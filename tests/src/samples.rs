@@ -1,7 +1,7 @@
 //! Small real archives that hold every encoding, level, sharing and record: what the mutation test
 //! damages and what the fuzz seeds are made of.
 
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sign_low_rank, sparse};
 use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, Result, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -69,6 +69,7 @@ pub fn all() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("low_rank", low_rank_factors()?),
         ("codebook", codebooks()?),
         ("lossless", lossless_types()?),
+        ("sign_low_rank", sign_planes()?),
         ("levels", levels()?),
         ("records", records()?),
         ("transforms", transforms()?),
@@ -252,6 +253,28 @@ pub fn lossless_types() -> Result<ArchiveBuilder> {
     let none = Vec::<NodeData>::new();
     let node = NodeData::new(lossless::ID, lossless::VERSION, 3, 40, descriptor, segments, none)?;
     builder.tensor(tensor("frames", DType::BF16, &[3, 40], vec![MatrixEntry::from_node(node)]));
+    Ok(builder)
+}
+
+/// Signs on magnitudes of dense and grouped factors, and a second level of them.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn sign_planes() -> Result<ArchiveBuilder> {
+    let mut builder = ArchiveBuilder::new(SMALL);
+    let signs = |first: usize| (0..5 * 33).map(|i| (first + i * i) % 7 < 3).collect::<Vec<bool>>();
+    let dense =
+        sign_low_rank::pack(&signs(0), dense_node(DType::F16, 2, 5)?, dense_node(DType::F16, 2, 33)?)?;
+    let grouped = sign_low_rank::pack(&signs(3), grouped_node(3, 5)?, grouped_node(3, 33)?)?;
+    let unit = |level: u16, node: NodeData| UnitEntry {
+        level,
+        row_start: 0,
+        rows: 5,
+        terms: vec![term(0, 0, &Arc::new(node))],
+    };
+    let units = vec![unit(0, dense), unit(1, grouped)];
+    let matrix = MatrixEntry { rows: 5, cols: 33, units, ..MatrixEntry::default() };
+    builder.tensor(tensor("planes", DType::F32, &[5, 33], vec![matrix]));
     Ok(builder)
 }
 

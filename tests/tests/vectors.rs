@@ -196,6 +196,7 @@ fn vectors_stay_small() -> Outcome {
     for vector in vectors("accept")?.iter().chain(&vectors("reject")?) {
         bytes += vector.bytes.len() as u64 + fs::metadata(vector.path.with_extension("json"))?.len();
     }
-    assert!(bytes < 1_500_000, "{bytes} bytes");
+    // About 60 to 120 KB an encoding: what a clone and the replay of all of them bear.
+    assert!(bytes < 2_000_000, "{bytes} bytes");
     Ok(())
 }

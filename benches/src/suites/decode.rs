@@ -9,7 +9,7 @@ use cmf_converters::encode::{
     SparseParams, Store, TermParams, Zero,
 };
 use cmf_format::encoding::sparse::{self, Op};
-use cmf_format::encoding::{View, dense, lossless};
+use cmf_format::encoding::{View, dense, lossless, sign_low_rank};
 use cmf_format::{DType, NodeData};
 use std::hint::black_box;
 
@@ -48,6 +48,7 @@ pub(crate) fn suite() -> Suite {
     row("codebook/1x12-bit", |w| {
         codebook(w, CodebookParams { bits: 12, codebooks: 1, vector_cols: 4, ..Default::default() })
     });
+    row("sign_low_rank/rank-16", signs);
     row("lossless/bf16-values", |w| exact(DType::BF16, w));
     row("lossless/f32-values", |w| exact(DType::F32, w));
     for dtype in [DType::BF16, DType::F16, DType::F32] {
@@ -140,6 +141,15 @@ fn codebook(weights: &[f32], params: CodebookParams) -> Result<NodeData> {
         weights,
         TermParams::Codebook(CodebookParams { iterations: 1, beam: 1, samples_per_entry: 4, ..params }),
     )
+}
+
+/// The signs of the weights, on factors of f16 that hold any numbers.
+fn signs(weights: &[f32]) -> Result<NodeData> {
+    const RANK: usize = 16;
+    let positive: Vec<bool> = weights.iter().map(|w| w.is_sign_positive()).collect();
+    let factor =
+        |len: usize| dense::pack_values(DType::F16, RANK as u64, len as u64, &data::weights(2, RANK * len));
+    Ok(sign_low_rank::pack(&positive, factor(ROWS)?, factor(COLS)?)?)
 }
 
 /// The first and the last of every four, as f16.

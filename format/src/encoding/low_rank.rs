@@ -43,16 +43,33 @@ impl Descriptor {
     /// # Errors
     /// `Structure` for a rank of 0 or factors of other shapes.
     pub fn parse(shape: &Shape<'_>) -> Result<Self> {
+        Self::parse_beside(shape, 0)
+    }
+
+    /// As [`Descriptor::parse`], for a node that has so many segments beside its factors.
+    pub(super) fn parse_beside(shape: &Shape<'_>, segments: usize) -> Result<Self> {
         let record: DescriptorRecord = descriptor(shape.descriptor)?;
         let rank = record.rank.get();
         if rank == 0 {
             return Err(structure("rank", "expected at least 1, found 0"));
         }
         require("reserved", 0, record.reserved.get())?;
-        require_counts(shape, 0, 2)?;
+        require_counts(shape, segments, 2)?;
         require_child(shape, 0, "a_t", rank.into(), shape.rows)?;
         require_child(shape, 1, "b", rank.into(), shape.cols)?;
         Ok(Self { rank })
+    }
+
+    /// The descriptor of a node of these factors.
+    pub(super) fn of_factors(a_t: &NodeData) -> Result<Self> {
+        let rank = u32::try_from(a_t.rows)
+            .map_err(|_| Error::expected(ErrorKind::Structure, "rank", "less than 2^32", a_t.rows))?;
+        Ok(Self { rank })
+    }
+
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let record = DescriptorRecord { rank: self.rank.into(), reserved: 0.into() };
+        bytemuck::bytes_of(&record).to_vec()
     }
 }
 
@@ -65,11 +82,9 @@ impl Descriptor {
 /// `Structure` when the factors have different ranks, or rank 0.
 pub fn pack(a_t: impl Into<Arc<NodeData>>, b: impl Into<Arc<NodeData>>) -> Result<NodeData> {
     let (a_t, b): (Arc<NodeData>, Arc<NodeData>) = (a_t.into(), b.into());
-    let rank = u32::try_from(a_t.rows)
-        .map_err(|_| Error::expected(ErrorKind::Structure, "rank", "less than 2^32", a_t.rows))?;
-    let record = DescriptorRecord { rank: rank.into(), reserved: 0.into() };
+    let descriptor = Descriptor::of_factors(&a_t)?.to_bytes();
     let (rows, cols) = (a_t.cols, b.cols);
-    NodeData::new(ID, VERSION, rows, cols, bytemuck::bytes_of(&record).to_vec(), vec![], vec![a_t, b])
+    NodeData::new(ID, VERSION, rows, cols, descriptor, vec![], vec![a_t, b])
 }
 
 /// An opened node.
@@ -84,7 +99,12 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     pub(super) fn new(raw: RawNode<'a>) -> Result<Self> {
-        let Descriptor { rank } = raw.check(Descriptor::parse)?;
+        let descriptor = raw.check(Descriptor::parse)?;
+        Self::of_factors(descriptor, raw)
+    }
+
+    /// The product of the factors of a checked node.
+    pub(super) fn of_factors(Descriptor { rank }: Descriptor, raw: RawNode<'a>) -> Result<Self> {
         let mut children = raw.children.into_iter();
         let mut factor = |part: &'static str| match children.next() {
             Some(view) => {

@@ -10,6 +10,7 @@ pub mod grouped;
 mod keep;
 pub mod lossless;
 pub mod low_rank;
+pub mod sign_low_rank;
 pub mod sparse;
 #[cfg(test)]
 mod testing;
@@ -157,6 +158,7 @@ encodings! {
     low_rank LowRank;
     codebook Codebook;
     lossless Lossless;
+    sign_low_rank SignLowRank;
 }
 
 /// The error for an encoding that this reader does not know.
@@ -178,6 +180,7 @@ impl View<'_> {
     pub(crate) fn decodes_in_parts(&self) -> bool {
         match self {
             View::LowRank(view) => view.is_ready(),
+            View::SignLowRank(view) => view.magnitude().is_ready(),
             _ => true,
         }
     }

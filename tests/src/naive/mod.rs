@@ -7,6 +7,7 @@ mod grouped;
 mod lossless;
 mod low_rank;
 mod matrix;
+mod sign_low_rank;
 mod sparse;
 mod transform;
 mod tree;
@@ -70,6 +71,7 @@ impl Tree {
             (4, 1) => low_rank::check(self),
             (5, 1) => codebook::check(self),
             (6, 1) => lossless::check(self),
+            (8, 1) => sign_low_rank::check(self),
             _ => Err(Reject::Unsupported),
         }
     }
@@ -85,6 +87,7 @@ impl Tree {
             3 => sparse::verify(self),
             5 => codebook::verify(self),
             6 => lossless::verify(self),
+            8 => sign_low_rank::verify(self),
             _ => Ok(()),
         }
     }
@@ -101,6 +104,7 @@ impl Tree {
             4 => low_rank::value(self, i, j),
             5 => codebook::value(self, i, j),
             6 => lossless::value(self, i, j),
+            8 => sign_low_rank::value(self, i, j),
             _ => Err(Reject::Unsupported),
         }
     }

@@ -367,6 +367,22 @@ pub fn low_rank(a_t: &Piece, b: &Piece) -> Piece {
     Parts { encoding: 4, rows, cols, descriptor, segments: vec![], children: vec![a_t, b] }.piece(values)
 }
 
+/// `sign_low_rank`: one sign an element, row-major, 1 for positive, and factors as [`low_rank`] has.
+pub fn sign_low_rank(signs: &[u32], a_t: &Piece, b: &Piece) -> Piece {
+    let magnitude = low_rank(a_t, b);
+    let values = magnitude.values.iter().zip(signs).map(|(v, sign)| if *sign == 1 { *v } else { -*v });
+    let values = values.collect();
+    Parts {
+        encoding: 8,
+        rows: magnitude.rows(),
+        cols: magnitude.cols(),
+        descriptor: magnitude.node.descriptor.clone(),
+        segments: vec![stream(signs, magnitude.cols(), 1).into()],
+        children: vec![a_t, b],
+    }
+    .piece(values)
+}
+
 /// A `codebook` node to be built.
 #[derive(Clone, Copy, Debug)]
 pub struct Codebook<'p> {

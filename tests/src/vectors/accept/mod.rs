@@ -6,6 +6,7 @@ mod dense;
 mod grouped;
 mod lossless;
 mod low_rank;
+mod sign_low_rank;
 mod sparse;
 mod transforms;
 mod unknown;
@@ -20,6 +21,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
     low_rank::add(files)?;
     codebook::add(files)?;
     lossless::add(files)?;
+    sign_low_rank::add(files)?;
     transforms::add(files)?;
     container::add(files)?;
     unknown::add(files)

@@ -8,7 +8,7 @@ use crate::vectors::image::Image;
 use crate::vectors::image::table::{DESCRIPTORS, NODES, REFS};
 use crate::vectors::naive::{
     Blocks, Codebook, Grouped, Map, Piece, blocks, codebook, cycle, f16s, f32s, grouped, lossless, low_rank,
-    n_of_m,
+    n_of_m, sign_low_rank,
 };
 use cmf_format::{DType, Result};
 
@@ -120,7 +120,8 @@ pub(super) fn add(out: &mut Rejects<'_>) -> Result<()> {
     sparse_rules(out)?;
     low_rank_rules(out)?;
     codebook_rules(out)?;
-    lossless_rules(out)
+    lossless_rules(out)?;
+    sign_low_rank_rules(out)
 }
 
 fn dense_rules(out: &mut Rejects<'_>) -> Result<()> {
@@ -272,6 +273,19 @@ fn low_rank_rules(out: &mut Rejects<'_>) -> Result<()> {
     t.descriptor("reserved", "reserved bytes are not 0", 7, &[1]);
     t.child("rows", "a first factor of another shape", 0, 3, 2);
     t.child("cols", "a second factor of another shape", 1, 5, 2);
+    Ok(())
+}
+
+fn sign_low_rank_rules(out: &mut Rejects<'_>) -> Result<()> {
+    let (a_t, b) = (cycle(DType::I8, 2, 3, 0), cycle(DType::I8, 2, 5, 9));
+    let mut t = Target::new(out, "sign_low_rank", &sign_low_rank(&[0, 1, 1, 0, 1].repeat(3), &a_t, &b))?;
+    t.shape(&[12], 2);
+    t.descriptor("rank", "another rank than the factors have", 0, &[3]);
+    t.descriptor("rank_zero", "factors of rank 0", 0, &[0]);
+    t.descriptor("reserved", "reserved bytes are not 0", 7, &[1]);
+    t.child("rows", "a first factor of another shape", 0, 3, 2);
+    t.child("cols", "a second factor of another shape", 1, 5, 2);
+    t.verify("padding", "a bit after the last sign of a row is set", 0, 0, &[0x20]);
     Ok(())
 }
 
