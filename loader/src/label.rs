@@ -3,7 +3,7 @@
 use crate::source::FileSource;
 use crate::stored::with_shape;
 use cmf_format::archive::Node;
-use cmf_format::encoding::{codebook, dense, grouped, low_rank, sign_low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, low_rank, nested, sign_low_rank, sparse};
 
 /// The node's encoding, and those of its children that are not plain `dense`:
 /// `grouped(scale=grouped)`.
@@ -38,6 +38,17 @@ fn roles(node: &Node<'_, FileSource>) -> Vec<&'static str> {
         },
         sparse::ID => vec!["values"],
         low_rank::ID | sign_low_rank::ID => vec!["a_t", "b"],
+        nested::ID => match with_shape(node, nested::Descriptor::parse) {
+            Ok(descriptor) => [Some(descriptor.level), descriptor.lower]
+                .into_iter()
+                .flatten()
+                .flat_map(|level| match level.map {
+                    nested::Map::Integer => vec!["scale", "zero"],
+                    nested::Map::Table => vec!["table"],
+                })
+                .collect(),
+            Err(_) => Vec::new(),
+        },
         codebook::ID => vec!["codebooks", "scale"],
         _ => Vec::new(),
     }

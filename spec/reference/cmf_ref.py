@@ -1231,6 +1231,57 @@ def lossless_values(node, segments, children):
     return elements_to_f32(lossless_bytes(node, segments), node.fields.dtype).reshape(node.rows, node.cols)
 
 
+# nested
+
+NestedLevel = collections.namedtuple("NestedLevel", "bits map rounding group_cols")
+
+
+def nested_levels(node):
+    """This level and, where there is one, that below."""
+    d = node.fields
+    lower = NestedLevel(d.lower_bits, d.lower_map, d.lower_rounding, d.lower_group_cols)
+    return [NestedLevel(d.bits, d.map, d.rounding, d.group_cols)] + [lower] * (d.lower_bits > 0)
+
+
+def nested_open(node, sizes):
+    fields = "bits map rounding lower_bits lower_map lower_rounding reserved group_cols lower_group_cols"
+    d = parse_descriptor(node, "<BBBBBBHII", fields)
+    rule(1 <= d.bits <= 8 and d.lower_bits < d.bits, d)
+    rule(d.lower_bits or d.lower_map == d.lower_rounding == d.lower_group_cols == 0, d)
+    shapes = []
+    for level in nested_levels(node):
+        check(level.map <= 1 and level.rounding <= 1, "unsupported", level)
+        rule(level.map == 0 or level.group_cols == 0, level)
+        across = ceil_div(node.cols, level.group_cols) if level.group_cols else min(node.cols, 1)
+        integer, table = ({node.rows, 1}, {across, 1}), ({node.rows, 1}, {2**level.bits})
+        shapes += [table] if level.map else [integer, integer]
+    planes = d.bits + d.rounding
+    rule(planes <= 8, d)
+    check_parts(node, sizes, [node.rows * stream_bytes(node.cols, 1)] * planes, shapes)
+
+
+def nested_payload(node, segments):
+    for plane in segments:
+        check_tails(plane, node.rows, node.cols, 1)
+
+
+def nested_values(node, segments, children):
+    planes = [read_codes(plane, node.rows, node.cols, 1) for plane in segments]
+    children, rows, values = iter(children), np.arange(node.rows), []
+    for level in nested_levels(node):
+        code = sum(planes[p] << np.uint32(level.bits - 1 - p) for p in range(level.bits))
+        if level.rounding:
+            code = np.minimum(code + planes[level.bits], 2**level.bits - 1)
+        if level.map:
+            table = np.broadcast_to(next(children), (node.rows, 2**level.bits))
+            values.append(np.take_along_axis(table, code, axis=1))
+        else:
+            cols = np.arange(node.cols) // (level.group_cols or node.cols)
+            scale, zero = (broadcast(next(children), rows, cols) for _ in range(2))
+            values.append((code.astype(np.float32) - zero) * scale)
+    return values[0] - values[1] if len(values) == 2 else values[0]
+
+
 ENCODINGS = {
     1: Encoding("dense", dense_open, None, dense_values),
     2: Encoding("grouped", grouped_open, grouped_payload, grouped_values),
@@ -1239,6 +1290,7 @@ ENCODINGS = {
     5: Encoding("codebook", codebook_open, codebook_payload, codebook_values),
     6: Encoding("lossless", lossless_open, lossless_bytes, lossless_values),
     8: Encoding("sign_low_rank", sign_low_rank_open, sign_low_rank_payload, sign_low_rank_values),
+    9: Encoding("nested", nested_open, nested_payload, nested_values),
 }
 
 

@@ -2,7 +2,7 @@
 
 use crate::samples::SMALL;
 use arbitrary::{Result, Unstructured};
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sign_low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{DType, NodeData, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn fits<T>(result: cmf_format::Result<T>) -> T {
 /// # Errors
 /// When the input is not enough.
 pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
-    let choices = if depth == 0 { 2 } else { 9 };
+    let choices = if depth == 0 { 2 } else { 10 };
     match u.int_in_range(0..=choices - 1)? {
         0 => dense_node(u, rows, cols),
         1 => lossless_node(u, rows, cols),
@@ -41,7 +41,8 @@ pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Resul
         5 => n_m_node(u, rows, cols, depth - 1),
         6 => low_rank_node(u, rows, cols, depth - 1),
         7 => codebook_node(u, rows, cols, depth - 1),
-        _ => sign_low_rank_node(u, rows, cols, depth - 1),
+        8 => sign_low_rank_node(u, rows, cols, depth - 1),
+        _ => nested_node(u, rows, cols, depth - 1),
     }
 }
 
@@ -190,6 +191,40 @@ fn sign_low_rank_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32
     let b = node(u, rank, cols, depth)?;
     let positive: Vec<bool> = fill(u, (rows * cols) as usize)?.iter().map(|byte| byte & 1 == 1).collect();
     Ok(fits(sign_low_rank::pack(&positive, a_t, b)))
+}
+
+fn nested_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
+    use nested::{Level, LevelData, Map, Rounding};
+    let level = |u: &mut Unstructured<'_>, bits: u8| {
+        let map = *u.choose(&[Map::Integer, Map::Table])?;
+        let group_cols = if map == Map::Integer { *u.choose(&[0, 1, 3, 8, u32::MAX])? } else { 0 };
+        let half_up = bits < 8 && u.ratio(1, 3)?;
+        let rounding = if half_up { Rounding::HalfUp } else { Rounding::Floor };
+        let children = match map {
+            Map::Integer => {
+                let across = grouped::groups(cols, group_cols);
+                let mut child = || {
+                    let (r, c) = (broadcast(u, rows)?, broadcast(u, across)?);
+                    node(u, r, c, depth)
+                };
+                vec![Arc::new(child()?), Arc::new(child()?)]
+            }
+            Map::Table => {
+                let table_rows = broadcast(u, rows)?;
+                vec![Arc::new(node(u, table_rows, 1 << bits, depth)?)]
+            }
+        };
+        Ok(LevelData { level: Level { bits, map, rounding, group_cols }, children })
+    };
+    let bits = u.int_in_range(1..=8)?;
+    let own = level(u, bits)?;
+    let lower_bits = u.int_in_range(0..=bits - 1)?;
+    let lower = if lower_bits > 0 { Some(level(u, lower_bits)?) } else { None };
+    let count = own.level.planes();
+    let mut codes = fill(u, (rows * cols) as usize)?;
+    codes.iter_mut().for_each(|code| *code &= ((1u16 << count) - 1) as u8);
+    let planes = fits(nested::planes(&codes, cols as usize, count));
+    Ok(fits(nested::pack(rows, cols, &planes, &own, lower.as_ref())))
 }
 
 fn codebook_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {

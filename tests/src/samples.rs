@@ -1,7 +1,7 @@
 //! Small real archives that hold every encoding, level, sharing and record: what the mutation test
 //! damages and what the fuzz seeds are made of.
 
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, sign_low_rank, sparse};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse};
 use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, Result, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -70,6 +70,7 @@ pub fn all() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("codebook", codebooks()?),
         ("lossless", lossless_types()?),
         ("sign_low_rank", sign_planes()?),
+        ("nested", nested_levels()?),
         ("levels", levels()?),
         ("records", records()?),
         ("transforms", transforms()?),
@@ -275,6 +276,38 @@ pub fn sign_planes() -> Result<ArchiveBuilder> {
     let units = vec![unit(0, dense), unit(1, grouped)];
     let matrix = MatrixEntry { rows: 5, cols: 33, units, ..MatrixEntry::default() };
     builder.tensor(tensor("planes", DType::F32, &[5, 33], vec![matrix]));
+    Ok(builder)
+}
+
+/// Levels of `nested` with tables and integers that share their planes, and one rounded half up.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn nested_levels() -> Result<ArchiveBuilder> {
+    use nested::{Level, LevelData, Map, Rounding};
+    let mut builder = ArchiveBuilder::new(SMALL);
+    let level = |bits: u8, map: Map, group_cols: u32, children: Vec<NodeData>| LevelData {
+        level: Level { bits, map, rounding: Rounding::Floor, group_cols },
+        children: children.into_iter().map(Arc::new).collect(),
+    };
+    let levels = [
+        level(2, Map::Table, 0, vec![dense_node(DType::F16, 5, 4)?]),
+        level(3, Map::Table, 0, vec![dense_node(DType::F16, 5, 8)?]),
+        level(5, Map::Integer, 16, vec![grouped_node(5, 3)?, dense_node(DType::F16, 5, 3)?]),
+    ];
+    let planes = nested::planes(&codes(5, 5 * 33), 33, 5)?;
+    let unit = |(node, level): (NodeData, u16)| UnitEntry {
+        level,
+        row_start: 0,
+        rows: 5,
+        terms: vec![term(0, 0, &Arc::new(node))],
+    };
+    let units = nested::pack_levels(5, 33, &planes, &levels)?.into_iter().zip(0..).map(unit).collect();
+    let matrix = MatrixEntry { rows: 5, cols: 33, units, ..MatrixEntry::default() };
+    builder.tensor(tensor("levels", DType::F32, &[5, 33], vec![matrix]));
+    let mut rounded = level(2, Map::Table, 0, vec![dense_node(DType::F16, 1, 4)?]);
+    rounded.level.rounding = Rounding::HalfUp;
+    builder.tensor(node_tensor("half_up", nested::pack(5, 33, &planes, &rounded, None)?));
     Ok(builder)
 }
 

@@ -9,7 +9,7 @@ use cmf_converters::encode::{
     SparseParams, Store, TermParams, Zero,
 };
 use cmf_format::encoding::sparse::{self, Op};
-use cmf_format::encoding::{View, dense, lossless, sign_low_rank};
+use cmf_format::encoding::{View, dense, lossless, nested, sign_low_rank};
 use cmf_format::{DType, NodeData};
 use std::hint::black_box;
 
@@ -49,6 +49,8 @@ pub(crate) fn suite() -> Suite {
         codebook(w, CodebookParams { bits: 12, codebooks: 1, vector_cols: 4, ..Default::default() })
     });
     row("sign_low_rank/rank-16", signs);
+    row("nested/table-4", |w| planes(w, 4));
+    row("nested/table-8", |w| planes(w, 8));
     row("lossless/bf16-values", |w| exact(DType::BF16, w));
     row("lossless/f32-values", |w| exact(DType::F32, w));
     for dtype in [DType::BF16, DType::F16, DType::F32] {
@@ -150,6 +152,25 @@ fn signs(weights: &[f32]) -> Result<NodeData> {
     let factor =
         |len: usize| dense::pack_values(DType::F16, RANK as u64, len as u64, &data::weights(2, RANK * len));
     Ok(sign_low_rank::pack(&positive, factor(ROWS)?, factor(COLS)?)?)
+}
+
+/// Codes of the weights' size on tables that hold any numbers.
+fn planes(weights: &[f32], bits: u8) -> Result<NodeData> {
+    let top = f32::from((1u16 << bits) - 1);
+    let codes: Vec<u8> = weights.iter().map(|w| ((w * 10.0 + 0.5) * top).clamp(0.0, top) as u8).collect();
+    let (rows, cols) = (ROWS as u64, COLS as u64);
+    let entries = 1usize << bits;
+    let table = dense::pack_values(DType::F16, rows, entries as u64, &data::weights(2, ROWS * entries))?;
+    let level = nested::LevelData {
+        level: nested::Level {
+            bits,
+            map: nested::Map::Table,
+            rounding: nested::Rounding::Floor,
+            group_cols: 0,
+        },
+        children: vec![table.into()],
+    };
+    Ok(nested::pack(rows, cols, &nested::planes(&codes, COLS, bits)?, &level, None)?)
 }
 
 /// The first and the last of every four, as f16.

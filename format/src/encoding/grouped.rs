@@ -555,4 +555,9 @@ impl<'v, 'a> GroupRow<'v, 'a> {
             values => values.get(group).copied().unwrap_or(0.0),
         }
     }
+
+    /// Value of column `index`, without broadcasting.
+    pub(crate) fn entry(&self, index: usize) -> f32 {
+        self.values.get(index).copied().unwrap_or(0.0)
+    }
 }

@@ -10,6 +10,7 @@ pub mod grouped;
 mod keep;
 pub mod lossless;
 pub mod low_rank;
+pub mod nested;
 pub mod sign_low_rank;
 pub mod sparse;
 #[cfg(test)]
@@ -159,6 +160,7 @@ encodings! {
     codebook Codebook;
     lossless Lossless;
     sign_low_rank SignLowRank;
+    nested Nested;
 }
 
 /// The error for an encoding that this reader does not know.

@@ -219,7 +219,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_opening_panic(
-        encoding in 1u32..9,
+        encoding in 1u32..10,
         (rows, cols) in (0u64..5, 0u64..5),
         descriptor in proptest::collection::vec(prop_oneof![0..3u8, any::<u8>()], 0..41),
         segments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..4),
@@ -233,6 +233,7 @@ proptest! {
             (codebook::ID, 16),
             (lossless::ID, 16),
             (sign_low_rank::ID, 8),
+            (nested::ID, 16),
         ].into_iter().find(|(id, _)| *id == encoding);
         let mut descriptor = descriptor;
         if let Some((_, size)) = size

@@ -7,6 +7,7 @@ mod grouped;
 mod lossless;
 mod low_rank;
 mod matrix;
+mod nested;
 mod sign_low_rank;
 mod sparse;
 mod transform;
@@ -72,6 +73,7 @@ impl Tree {
             (5, 1) => codebook::check(self),
             (6, 1) => lossless::check(self),
             (8, 1) => sign_low_rank::check(self),
+            (9, 1) => nested::check(self),
             _ => Err(Reject::Unsupported),
         }
     }
@@ -88,6 +90,7 @@ impl Tree {
             5 => codebook::verify(self),
             6 => lossless::verify(self),
             8 => sign_low_rank::verify(self),
+            9 => nested::verify(self),
             _ => Ok(()),
         }
     }
@@ -105,6 +108,7 @@ impl Tree {
             5 => codebook::value(self, i, j),
             6 => lossless::value(self, i, j),
             8 => sign_low_rank::value(self, i, j),
+            9 => nested::value(self, i, j),
             _ => Err(Reject::Unsupported),
         }
     }

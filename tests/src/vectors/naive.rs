@@ -383,6 +383,85 @@ pub fn sign_low_rank(signs: &[u32], a_t: &Piece, b: &Piece) -> Piece {
     .piece(values)
 }
 
+/// A level of `nested`.
+#[derive(Clone, Copy, Debug)]
+pub struct NestedLevel<'p> {
+    /// Bits of a code.
+    pub bits: usize,
+    /// Whether codes are rounded half up.
+    pub half_up: bool,
+    /// What codes mean.
+    pub map: NestedMap<'p>,
+}
+
+/// What the codes of a level of `nested` mean.
+#[derive(Clone, Copy, Debug)]
+pub enum NestedMap<'p> {
+    /// Scale, zero, and the columns that share them (0 for all).
+    Integer(&'p Piece, &'p Piece, usize),
+    /// A table for each row or for all.
+    Table(&'p Piece),
+}
+
+impl NestedLevel<'_> {
+    fn value(&self, bits: &[u32], i: usize, j: usize) -> f32 {
+        let mut code = bits.iter().take(self.bits).fold(0, |code, bit| code << 1 | bit);
+        if self.half_up && code < (1 << self.bits) - 1 {
+            code += bits[self.bits];
+        }
+        match self.map {
+            NestedMap::Integer(scale, zero, cols) => {
+                let group = group_of(j, cols);
+                (code as f32 - zero.at(i, group)) * scale.at(i, group)
+            }
+            NestedMap::Table(table) => table.at(i, code as usize),
+        }
+    }
+
+    fn children(&self) -> Vec<&Piece> {
+        match self.map {
+            NestedMap::Integer(scale, zero, _) => vec![scale, zero],
+            NestedMap::Table(table) => vec![table],
+        }
+    }
+
+    /// Map, rounding, columns of a group.
+    fn fields(&self) -> (u8, u8, usize) {
+        match self.map {
+            NestedMap::Integer(_, _, cols) => (0, self.half_up.into(), cols),
+            NestedMap::Table(_) => (1, self.half_up.into(), 0),
+        }
+    }
+}
+
+/// `nested`: codes with as many bits as there are planes, row-major.
+pub fn nested(
+    level: &NestedLevel<'_>,
+    lower: Option<&NestedLevel<'_>>,
+    (rows, cols): (usize, usize),
+    codes: &[u32],
+) -> Piece {
+    let planes = level.bits + usize::from(level.half_up);
+    let (own, below) = (level.fields(), lower.map_or((0, 0, 0), NestedLevel::fields));
+    let lower_bits = lower.map_or(0, |lower| lower.bits);
+    let mut descriptor = vec![level.bits as u8, own.0, own.1, lower_bits as u8, below.0, below.1, 0, 0];
+    descriptor.extend((own.2 as u32).to_le_bytes());
+    descriptor.extend((below.2 as u32).to_le_bytes());
+    let plane = |p: usize| codes.iter().map(|code| code >> (planes - 1 - p) & 1).collect::<Vec<u32>>();
+    let all: Vec<Vec<u32>> = (0..planes).map(plane).collect();
+    let mut values = Vec::new();
+    for i in 0..rows {
+        for j in 0..cols {
+            let bits: Vec<u32> = all.iter().map(|plane| plane[i * cols + j]).collect();
+            let own = level.value(&bits, i, j);
+            values.push(lower.map_or(own, |lower| own - lower.value(&bits, i, j)));
+        }
+    }
+    let segments = all.iter().map(|plane| stream(plane, cols, 1).into()).collect();
+    let children = [Some(level), lower].into_iter().flatten().flat_map(NestedLevel::children).collect();
+    Parts { encoding: 9, rows, cols, descriptor, segments, children }.piece(values)
+}
+
 /// A `codebook` node to be built.
 #[derive(Clone, Copy, Debug)]
 pub struct Codebook<'p> {

@@ -6,6 +6,7 @@ mod dense;
 mod grouped;
 mod lossless;
 mod low_rank;
+mod nested;
 mod sign_low_rank;
 mod sparse;
 mod transforms;
@@ -22,6 +23,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
     codebook::add(files)?;
     lossless::add(files)?;
     sign_low_rank::add(files)?;
+    nested::add(files)?;
     transforms::add(files)?;
     container::add(files)?;
     unknown::add(files)

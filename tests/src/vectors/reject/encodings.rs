@@ -7,8 +7,8 @@ use crate::vectors::frames::{Block, short_frame, squeeze, windowed_frame};
 use crate::vectors::image::Image;
 use crate::vectors::image::table::{DESCRIPTORS, NODES, REFS};
 use crate::vectors::naive::{
-    Blocks, Codebook, Grouped, Map, Piece, blocks, codebook, cycle, f16s, f32s, grouped, lossless, low_rank,
-    n_of_m, sign_low_rank,
+    Blocks, Codebook, Grouped, Map, NestedLevel, NestedMap, Piece, blocks, codebook, cycle, f16s, f32s,
+    grouped, lossless, low_rank, n_of_m, nested, sign_low_rank,
 };
 use cmf_format::{DType, Result};
 
@@ -121,7 +121,8 @@ pub(super) fn add(out: &mut Rejects<'_>) -> Result<()> {
     low_rank_rules(out)?;
     codebook_rules(out)?;
     lossless_rules(out)?;
-    sign_low_rank_rules(out)
+    sign_low_rank_rules(out)?;
+    nested_rules(out)
 }
 
 fn dense_rules(out: &mut Rejects<'_>) -> Result<()> {
@@ -286,6 +287,45 @@ fn sign_low_rank_rules(out: &mut Rejects<'_>) -> Result<()> {
     t.child("rows", "a first factor of another shape", 0, 3, 2);
     t.child("cols", "a second factor of another shape", 1, 5, 2);
     t.verify("padding", "a bit after the last sign of a row is set", 0, 0, &[0x20]);
+    Ok(())
+}
+
+fn nested_rules(out: &mut Rejects<'_>) -> Result<()> {
+    let (scale, zero) = (f16s(2, 2, &[0x3C00; 4]), f32s(2, 2, &[1.0, 2.0, 3.0, 4.0]));
+    let table = f32s(2, 4, &[-1.0, 0.0, 1.0, 2.0, -2.0, 0.0, 2.0, 4.0]);
+    let lower = NestedLevel { bits: 2, half_up: false, map: NestedMap::Table(&table) };
+    let level = NestedLevel { bits: 3, half_up: false, map: NestedMap::Integer(&scale, &zero, 4) };
+    let codes = [0, 1, 2, 3, 4, 5, 6, 7, 0, 1];
+    let mut t = Target::new(out, "nested", &nested(&level, Some(&lower), (2, 5), &codes))?;
+    t.shape(&[8, 8, 8], 3);
+    t.descriptor("bits_zero", "codes of 0 bits", 0, &[0]);
+    t.descriptor("bits_nine", "codes of 9 bits", 0, &[9]);
+    t.descriptor("bits_more", "a plane fewer than the codes have bits", 0, &[4]);
+    t.descriptor(
+        "half_up_missing",
+        "codes to be rounded without the plane that they are rounded by",
+        2,
+        &[1],
+    );
+    t.descriptor("lower_as_many", "as many bits below", 3, &[3]);
+    t.descriptor("lower_fewer", "a table below for codes of other bits", 3, &[1]);
+    t.descriptor("lower_none", "fields of a level below that is not there", 3, &[0]);
+    t.descriptor("lower_map", "children of another map", 4, &[0]);
+    t.descriptor("reserved", "reserved bytes are not 0", 7, &[1]);
+    t.descriptor("group_cols", "the children have fewer columns than there are groups", 8, &[2]);
+    t.descriptor("table_group_cols", "columns of a group for a table", 12, &[4]);
+    t.unknown("map", "map number 2", 1, &[2]);
+    t.unknown("rounding", "rounding number 2", 2, &[2]);
+    t.unknown("lower_map_number", "map number 2 of the level below", 4, &[2]);
+    t.unknown("lower_rounding_number", "rounding number 2 of the level below", 5, &[2]);
+    t.child("scale_shape", "scales of another shape", 0, 4, 1);
+    t.child("table_cols", "a table with fewer entries than there are codes", 2, 4, 2);
+    t.verify("padding", "a bit after the last column of a row of the last plane is set", 2, 4, &[0x22]);
+
+    let level = NestedLevel { bits: 8, half_up: false, map: NestedMap::Integer(&scale, &zero, 4) };
+    let mut t = Target::new(out, "nested_eight", &nested(&level, None, (2, 5), &codes))?;
+    t.descriptor("half_up", "codes of 8 bits to be rounded half up", 2, &[1]);
+    t.descriptor("lower_group_cols", "columns of a group of a level below that is not there", 12, &[1]);
     Ok(())
 }
 
