@@ -14,11 +14,13 @@ mod levels;
 mod low_rank;
 mod matrix;
 mod mse;
+mod nested;
 mod outliers;
 mod params;
 mod random;
 mod rule;
 mod search;
+mod sign_low_rank;
 mod store;
 mod terms;
 #[cfg(test)]
@@ -29,11 +31,14 @@ pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
 pub use grouped::grouped;
 pub use low_rank::{Factors, factors, low_rank};
 pub use matrix::Matrix;
+pub use nested::nested;
 pub use outliers::{Outliers, outliers, sparse};
 pub use params::{
     CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams,
-    Method, Range, Select, SparseLayout, SparseOp, SparseParams, Store, TermParams, Zero,
+    Method, NestedMap, NestedParams, Range, Select, SignLowRankParams, SparseLayout, SparseOp, SparseParams,
+    Store, TermParams, Zero,
 };
+pub use sign_low_rank::sign_low_rank;
 pub use terms::terms;
 
 use crate::error::{Error, Result};

@@ -412,3 +412,77 @@ impl Default for CodebookParams {
         }
     }
 }
+
+/// Parameters of a `sign_low_rank` term.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SignLowRankParams {
+    /// Planes, 1 to 16, each fitted to what those before it leave; in a progressive rule each is a
+    /// level.
+    pub planes: u32,
+    /// Rank of the magnitude, cut to the smaller side of the matrix.
+    pub rank: u32,
+    /// How both factors are stored.
+    pub factors: Store,
+    /// Power iterations for large matrices.
+    pub power_iterations: u32,
+}
+
+impl Default for SignLowRankParams {
+    fn default() -> Self {
+        Self { planes: 1, rank: 16, factors: Store::F16, power_iterations: 3 }
+    }
+}
+
+/// Parameters of a `nested` term.
+///
+/// ```
+/// use cmf_converters::encode::{NestedMap, NestedParams};
+///
+/// let params: NestedParams = toml::from_str("bits = [2, 4, 6]\nmap = \"integer\"")?;
+/// assert_eq!((params.bits.len(), params.map), (3, NestedMap::Integer));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NestedParams {
+    /// Bits of the codes of each level, 1 to 8, ascending; in a progressive rule each is a level.
+    pub bits: Vec<u8>,
+    /// What the codes of a level mean.
+    pub map: NestedMap,
+    /// How tables are stored, for [`NestedMap::Table`].
+    pub table: Store,
+    /// Columns of a group, for [`NestedMap::Integer`]; 0 is all columns.
+    pub group_cols: u32,
+    /// How scales are stored, for [`NestedMap::Integer`].
+    pub scale: Store,
+    /// How zero points are stored, for [`NestedMap::Integer`].
+    pub zero: Store,
+    /// Most rounds of codes for the grids, then grids for the codes, for [`NestedMap::Integer`].
+    pub iterations: u32,
+}
+
+impl Default for NestedParams {
+    fn default() -> Self {
+        Self {
+            bits: vec![2, 3, 4, 5, 6],
+            map: NestedMap::Table,
+            table: Store::F16,
+            group_cols: 0,
+            scale: Store::F16,
+            zero: Store::F16,
+            iterations: 8,
+        }
+    }
+}
+
+/// What the codes of a level of a `nested` term mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NestedMap {
+    /// Entries of a table that each row and level has.
+    #[default]
+    Table,
+    /// `(code - zero) * scale`, with both for each group and level.
+    Integer,
+}

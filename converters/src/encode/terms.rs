@@ -204,7 +204,7 @@ fn mask(rest: &Matrix<'_>, term: &TermParams, next: &SparseParams) -> Result<(Ou
 }
 
 /// Takes the values of a node from a residual.
-fn subtract(residual: &mut [f32], node: &NodeData) -> Result<()> {
+pub(super) fn subtract(residual: &mut [f32], node: &NodeData) -> Result<()> {
     let view = node.view().map_err(format_error)?;
     let (rows, cols) = (view.rows(), view.cols());
     let step = (DECODE_ELEMENTS / cols.max(1)).max(1);

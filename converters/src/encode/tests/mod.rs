@@ -3,6 +3,8 @@
 mod codebook;
 mod grouped;
 mod low_rank;
+mod nested;
+mod sign_low_rank;
 mod sparse;
 mod terms;
 
