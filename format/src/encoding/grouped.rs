@@ -548,6 +548,11 @@ impl<'v, 'a> GroupRow<'v, 'a> {
         Ok(())
     }
 
+    /// The loaded row.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     /// Value for group `group` across, or the only one.
     pub(crate) fn get(&self, group: usize) -> f32 {
         match self.values.as_slice() {

@@ -17,6 +17,7 @@ pub mod sparse;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod trellis;
 
 pub use keep::KeepBudget;
 
@@ -159,6 +160,7 @@ encodings! {
     low_rank LowRank;
     codebook Codebook;
     lossless Lossless;
+    trellis Trellis;
     sign_low_rank SignLowRank;
     nested Nested;
 }

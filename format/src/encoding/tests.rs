@@ -232,6 +232,7 @@ proptest! {
             (low_rank::ID, 8),
             (codebook::ID, 16),
             (lossless::ID, 16),
+            (trellis::ID, 32),
             (sign_low_rank::ID, 8),
             (nested::ID, 16),
         ].into_iter().find(|(id, _)| *id == encoding);
