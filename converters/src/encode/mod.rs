@@ -5,6 +5,7 @@
 //! same input gives the same bytes for every number of threads.
 
 mod codebook;
+mod feedback;
 mod grid;
 mod grouped;
 mod hqq;
@@ -28,6 +29,7 @@ mod terms;
 mod tests;
 
 pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
+pub use feedback::{Feedback, cost};
 pub use grouped::grouped;
 pub use low_rank::{Factors, factors, low_rank};
 pub use matrix::Matrix;
