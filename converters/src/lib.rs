@@ -11,5 +11,6 @@ pub mod error;
 pub mod export;
 mod geometry;
 pub mod gguf;
+pub mod moments;
 pub mod recipe;
 pub mod source;

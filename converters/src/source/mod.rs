@@ -168,7 +168,7 @@ fn known_as(start: &[u8]) -> Option<String> {
     (name != "unknown").then(|| name.to_owned())
 }
 
-fn input_file(path: &Path) -> Result<InputFile> {
+pub(crate) fn input_file(path: &Path) -> Result<InputFile> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io("cannot be read", e).file(path))?;
     let modified = metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(InputFile {
