@@ -1,9 +1,11 @@
 //! One row block: from the source's elements to nodes.
 
 use super::Block;
+use super::context::Context;
+use super::spool::{Encoded, Level};
 use crate::encode::{self, Store, TermParams};
 use crate::error::{Error, Result};
-use crate::recipe::{Exact, Storage};
+use crate::recipe::{Exact, Rule, Storage};
 use crate::source::Source;
 use cmf_format::encoding::{dense, lossless};
 use cmf_format::{DType, NodeData};
@@ -17,39 +19,62 @@ const SEVERAL_BYTES: u64 = 18;
 /// Bytes a weight while factors are fitted to a residual, with copies to try again.
 const LOW_RANK_BYTES: u64 = 32;
 
-/// Encodes a block of tensor `index`.
+/// Encodes a block of tensor `index`; `context` is that of the tensor, where it has terms.
 pub(super) fn encode(
     source: &dyn Source,
     index: usize,
     storage: Storage<'_>,
     block: &Block,
-) -> Result<Vec<NodeData>> {
+    context: Option<&Context>,
+) -> Result<Encoded> {
+    let (rule, context) = match (storage, context) {
+        (Storage::Terms(rule), Some(context)) => (rule, context),
+        (Storage::Exact(exact), _) => {
+            let level = Level { nodes: exactly(source, index, exact, block)?, cost: 0.0 };
+            return Ok(Encoded { levels: vec![level], cost: 0.0 });
+        }
+        (Storage::Terms(_), None) => return Err(Error::bad_argument("context of a block")),
+    };
+    let mut values = Vec::new();
+    source.read_values(index, block.elements.clone(), &mut values)?;
+    let extent = |n: u64| usize::try_from(n).map_err(|_| Error::limit(format!("extent {n}")));
+    let (rows, cols) = (extent(block.rows.end - block.rows.start)?, extent(block.cols)?);
+    // Named by its own place, before anything is mixed.
+    encode::Matrix::new(&values, rows, cols)?;
+    context.apply(&mut values, block)?;
+    let matrix = encode::Matrix::new(&values, rows, cols)?;
+    let calibration = context.calibration.as_ref();
+    if !rule.progressive {
+        let matrix = match calibration {
+            Some(calibration) => matrix.with_weights(&calibration.diagonal)?,
+            None => matrix,
+        };
+        let level = Level { nodes: encode::terms(&matrix, &rule.terms)?, cost: 0.0 };
+        return Ok(Encoded { levels: vec![level], cost: 0.0 });
+    }
+    let (cost, planes) = encode::planes(&matrix, &rule.terms, calibration)?;
+    let level =
+        |plane: encode::Plane| Level { nodes: vec![plane.node], cost: plane.cost * context.sensitivity };
+    Ok(Encoded { levels: planes.into_iter().map(level).collect(), cost: cost * context.sensitivity })
+}
+
+/// The elements themselves.
+fn exactly(source: &dyn Source, index: usize, exact: Exact, block: &Block) -> Result<Vec<NodeData>> {
     let dtype = source.tensors().get(index).map_or(DType::F32, |t| t.dtype);
     let (range, rows, cols) = (block.elements.clone(), block.rows.end - block.rows.start, block.cols);
-    match storage {
-        Storage::Exact(exact) => {
-            if block.native
-                && let Some(nodes) = source.native_nodes(index, range.clone(), rows, cols)?
-            {
-                return Ok(nodes);
-            }
-            let mut bytes = Vec::new();
-            source.read_elements(index, range, &mut bytes)?;
-            let compressible = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-            let node = match exact {
-                Exact::Lossless if compressible => lossless::pack(dtype, rows, cols, &bytes),
-                _ => dense::pack(dtype, rows, cols, bytes),
-            };
-            Ok(vec![node.map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?])
-        }
-        Storage::Terms(terms) => {
-            let mut values = Vec::new();
-            source.read_values(index, range, &mut values)?;
-            let extent = |n: u64| usize::try_from(n).map_err(|_| Error::limit(format!("extent {n}")));
-            let matrix = encode::Matrix::new(&values, extent(rows)?, extent(cols)?)?;
-            encode::terms(&matrix, terms)
-        }
+    if block.native
+        && let Some(nodes) = source.native_nodes(index, range.clone(), rows, cols)?
+    {
+        return Ok(nodes);
     }
+    let mut bytes = Vec::new();
+    source.read_elements(index, range, &mut bytes)?;
+    let compressible = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    let node = match exact {
+        Exact::Lossless if compressible => lossless::pack(dtype, rows, cols, &bytes),
+        _ => dense::pack(dtype, rows, cols, bytes),
+    };
+    Ok(vec![node.map_err(|e| Error::bad_argument(e.to_string()).caused_by(e))?])
 }
 
 /// About how many bytes of memory the encoding of a block takes, as measured on real models.
@@ -60,7 +85,7 @@ pub(super) fn working_bytes(storage: Storage<'_>, dtype: DType, block: &Block) -
         Storage::Exact(_) => {
             return elements.saturating_mul(4 * dtype.bytes() as u64).saturating_add(THREAD_BYTES);
         }
-        Storage::Terms(terms) => terms,
+        Storage::Terms(rule) => &rule.terms[..],
     };
     let factors = terms.iter().any(|term| matches!(term, TermParams::LowRank(_)));
     let bytes = match (factors, terms) {
@@ -75,7 +100,11 @@ pub(super) fn working_bytes(storage: Storage<'_>, dtype: DType, block: &Block) -
 pub(super) fn bits_per_weight(storage: Storage<'_>, dtype: DType, cols: u64) -> f64 {
     match storage {
         Storage::Exact(_) => f64::from(dtype.bits()),
-        Storage::Terms(terms) => terms.iter().map(|term| term_bits(term, cols)).sum(),
+        // A unit is one level: the largest.
+        Storage::Terms(Rule { progressive: true, terms, .. }) => {
+            terms.iter().map(|term| term_bits(term, cols)).fold(0.0, f64::max)
+        }
+        Storage::Terms(rule) => rule.terms.iter().map(|term| term_bits(term, cols)).sum(),
     }
 }
 
@@ -96,6 +125,10 @@ fn term_bits(term: &TermParams, cols: u64) -> f64 {
         TermParams::Codebook(own) => {
             let vector = f64::from(own.vector_rows.max(1)) * f64::from(own.vector_cols.max(1));
             f64::from(own.bits) * f64::from(own.codebooks) / vector
+        }
+        TermParams::Trellis(own) => {
+            let group = f64::from(own.scale_rows.max(1)) * cols as f64;
+            f64::from(own.step_bits) + store_bits(&own.scale) / group
         }
     }
 }

@@ -5,23 +5,26 @@
 //! which takes the name of the output as the last step.
 
 mod block;
+mod context;
 pub(crate) mod output;
 mod spool;
 mod workers;
 
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
+use crate::moments::Moments;
 use crate::recipe::{Exact, Recipe, Storage};
 use crate::source::{InputFile, Source, TensorInfo};
-use cmf_format::NodeData;
-use cmf_format::WriteOptions;
-use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
+use cmf_format::{NodeData, WriteOptions};
+use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use rayon::prelude::*;
 use serde::Serialize;
-use spool::{BlockId, Spool};
+use context::{Context, Contexts};
+use spool::{BlockId, Encoded, Spool};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Attribute with the recipe, every default written out.
@@ -29,14 +32,19 @@ pub const RECIPE_ATTRIBUTE: &str = "cmf.recipe.toml";
 /// Attribute that says what the archive was made from and by what.
 pub const PROVENANCE_ATTRIBUTE: &str = "cmf.provenance.json";
 
+/// Most tensors whose second moments are held.
+const MAX_CONTEXTS: usize = 4;
+
 /// Memory that blocks in work may take beside twice the largest tensor.
 const MEMORY_BYTES: u64 = 192 << 20;
 
 /// Settings of a conversion.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConvertOptions {
     /// Which terms stand for which tensors.
     pub recipe: Recipe,
+    /// What is known of the activations that the matrices meet.
+    pub moments: Option<Arc<dyn Moments>>,
     /// Threads; 0 is one a core.
     pub jobs: usize,
     /// Cuts the output into shards of at most about this many payload bytes.
@@ -50,7 +58,7 @@ pub struct ConvertOptions {
 impl ConvertOptions {
     /// The recipe with the other settings at their defaults.
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, jobs: 0, shard_bytes: None, force: false, resume: true }
+        Self { recipe, moments: None, jobs: 0, shard_bytes: None, force: false, resume: true }
     }
 }
 
@@ -126,7 +134,9 @@ pub fn convert(
         return Err(Error::bad_argument("shard size").expected("more than 0 bytes"));
     }
     let recipe = options.recipe.to_toml()?;
-    let key = conversion_key(source.inputs(), &recipe);
+    let moments = options.moments.as_deref();
+    let inputs = source.inputs().iter().chain(moments.map(Moments::inputs).unwrap_or_default());
+    let key = conversion_key(inputs, &recipe);
     let folder = output::work_folder(output)?;
     if !options.resume {
         // Nothing to take over: a folder of an earlier run is only in the way.
@@ -148,7 +158,7 @@ fn convert_in(
     output: &Path,
     options: &ConvertOptions,
     spool: &Spool,
-    mut done: HashMap<BlockId, Vec<NodeData>>,
+    mut done: HashMap<BlockId, Encoded>,
     recipe: &str,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<ConvertReport> {
@@ -165,19 +175,31 @@ fn convert_in(
     let encoded = AtomicU64::new(blocks.iter().filter(|b| done.contains_key(&b.id)).map(bytes).sum());
     let fresh: Vec<_> = blocks.iter().filter(|b| !done.contains_key(&b.id)).collect();
     let at_once = blocks_at_once(source.tensors(), &blocks, &options.recipe);
-    let nodes = workers::each(&fresh, options.jobs, at_once, |block| {
+    let contexts = Contexts::new(options.moments.as_deref(), at_once.min(MAX_CONTEXTS));
+    let context = |id: BlockId, tensor: &TensorInfo| -> Result<Option<Arc<Context>>> {
+        let Storage::Terms(rule) = options.recipe.storage_of(tensor) else { return Ok(None) };
+        contexts.of(id.tensor, tensor, rule, &Geometry::of(&tensor.shape)).map(Some)
+    };
+    let encoded_blocks = workers::each(&fresh, options.jobs, at_once, |block| {
         let index = block.id.tensor as usize;
         let tensor = source.tensors().get(index).ok_or_else(|| Error::bad_argument("tensor index"))?;
         let storage = options.recipe.storage_of(tensor);
-        let nodes = block::encode(source, index, storage, block).map_err(|e| e.tensor(&tensor.name))?;
-        let stored = spool.store(block.id, nodes)?;
+        let context = context(block.id, tensor).map_err(|e| e.tensor(&tensor.name))?;
+        let levels = block::encode(source, index, storage, block, context.as_deref())
+            .map_err(|e| e.tensor(&tensor.name))?;
+        let stored = spool.store(block.id, levels)?;
         let bytes = bytes(block);
         progress(Progress::Encoded { done: encoded.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
         Ok((block.id, stored))
     })?;
-    done.extend(nodes);
+    done.extend(encoded_blocks);
     let carried = carried(source, &kept)?;
-    let tensors = entries(source.tensors(), &blocks, done, carried)?;
+    let transforms = |tensor: usize| {
+        let Some(tensor) = source.tensors().get(tensor) else { return Ok(Default::default()) };
+        let Storage::Terms(rule) = options.recipe.storage_of(tensor) else { return Ok(Default::default()) };
+        contexts.entries(tensor, rule, &Geometry::of(&tensor.shape)).map_err(|e| e.tensor(&tensor.name))
+    };
+    let tensors = entries(source.tensors(), &blocks, done, carried, transforms)?;
     let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();
     let tensor_bytes: u64 = tensors.iter().map(output::stored_bytes).sum();
     let files = output::write(source, output, options, spool, tensors, recipe, progress)?;
@@ -231,10 +253,10 @@ fn blocks_at_once(tensors: &[TensorInfo], blocks: &[Block], recipe: &Recipe) -> 
 }
 
 /// What must be the same for a resumed conversion to go on: program, recipe, input files.
-fn conversion_key(inputs: &[InputFile], recipe: &str) -> [u8; 32] {
+fn conversion_key<'a>(inputs: impl Iterator<Item = &'a InputFile> + Clone, recipe: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
-    for text in inputs.iter().map(|i| i.path.to_string_lossy()).chain([recipe.into()]) {
+    for text in inputs.clone().map(|i| i.path.to_string_lossy()).chain([recipe.into()]) {
         hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     }
     for input in inputs {
@@ -265,7 +287,8 @@ fn blocks(source: &dyn Source, recipe: &Recipe, kept: &[bool]) -> Result<Vec<Blo
                 let row_bytes = geometry.cols.saturating_mul(tensor.dtype.bytes() as u64).max(1);
                 alignment >> row_bytes.trailing_zeros().min(alignment.trailing_zeros())
             }
-            _ => 16,
+            Storage::Terms(rule) => context::output_block(rule, geometry.rows).max(16),
+            Storage::Exact(Exact::Lossless) => 16,
         };
         let cut: Vec<_> = geometry.row_blocks(bits, recipe.unit_bytes, step).collect();
         for matrix in 0..geometry.count {
@@ -287,18 +310,21 @@ fn blocks(source: &dyn Source, recipe: &Recipe, kept: &[bool]) -> Result<Vec<Blo
 fn entries(
     tensors: &[TensorInfo],
     blocks: &[Block],
-    mut nodes: HashMap<BlockId, Vec<NodeData>>,
+    mut done: HashMap<BlockId, Encoded>,
     carried: HashMap<usize, Vec<MatrixEntry>>,
+    transforms: impl Fn(usize) -> Result<(Vec<TransformEntry>, Vec<TransformEntry>)>,
 ) -> Result<Vec<TensorEntry>> {
     let mut matrices: Vec<Vec<MatrixEntry>> = vec![Vec::new(); tensors.len()];
     for block in blocks {
-        let list =
-            matrices.get_mut(block.id.tensor as usize).ok_or_else(|| Error::bad_argument("tensor index"))?;
+        let tensor = block.id.tensor as usize;
+        let list = matrices.get_mut(tensor).ok_or_else(|| Error::bad_argument("tensor index"))?;
         if list.len() as u64 == block.id.matrix {
-            list.push(MatrixEntry { cols: block.cols, ..MatrixEntry::default() });
+            let (input_transforms, output_transforms) = transforms(tensor)?;
+            let cols = block.cols;
+            list.push(MatrixEntry { cols, input_transforms, output_transforms, ..MatrixEntry::default() });
         }
         let Some(matrix) = list.last_mut() else { continue };
-        let terms = nodes.remove(&block.id).ok_or_else(|| Error::bad_argument("block was not encoded"))?;
+        let encoded = done.remove(&block.id).ok_or_else(|| Error::bad_argument("block was not encoded"))?;
         let term = |node: NodeData| TermEntry {
             row_start: block.rows.start,
             col_start: 0,
@@ -306,12 +332,17 @@ fn entries(
             node: node.into(),
         };
         matrix.rows = block.rows.end;
-        matrix.units.push(UnitEntry {
-            level: 0,
-            row_start: block.rows.start,
-            rows: block.rows.end - block.rows.start,
-            terms: terms.into_iter().map(term).collect(),
-        });
+        for (level, own) in (0u16..).zip(encoded.levels) {
+            matrix.units.push(UnitEntry {
+                level,
+                row_start: block.rows.start,
+                rows: block.rows.end - block.rows.start,
+                terms: own.nodes.into_iter().map(term).collect(),
+            });
+        }
+    }
+    for matrix in matrices.iter_mut().flatten() {
+        matrix.units.sort_by_key(|unit| (unit.level, unit.row_start));
     }
     for (t, own) in carried {
         if let Some(list) = matrices.get_mut(t) {

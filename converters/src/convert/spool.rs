@@ -33,10 +33,36 @@ pub(super) struct BlockId {
     pub(super) row_start: u64,
 }
 
+/// One level of a block: its terms, and what the error costs that all levels so far leave.
+#[derive(Clone, Debug)]
+pub(super) struct Level {
+    pub(super) nodes: Vec<NodeData>,
+    pub(super) cost: f64,
+}
+
+/// An encoded block.
+#[derive(Clone, Debug)]
+pub(super) struct Encoded {
+    pub(super) levels: Vec<Level>,
+    /// What leaving out everything costs.
+    pub(super) cost: f64,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Record {
     block: BlockId,
-    nodes: Vec<NodeRecord>,
+    levels: Vec<(Vec<NodeRecord>, f64)>,
+    cost: f64,
+}
+
+impl Record {
+    fn into_encoded(self) -> Encoded {
+        let level = |(nodes, cost): (Vec<NodeRecord>, f64)| Level {
+            nodes: nodes.into_iter().map(NodeRecord::into_node).collect(),
+            cost,
+        };
+        Encoded { levels: self.levels.into_iter().map(level).collect(), cost: self.cost }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,7 +137,7 @@ impl Spool {
         folder: &Path,
         key: &[u8; 32],
         chunk_group_bytes: u32,
-    ) -> Result<(Self, HashMap<BlockId, Vec<NodeData>>)> {
+    ) -> Result<(Self, HashMap<BlockId, Encoded>)> {
         let failed = |e| Error::io("cannot be used as work folder", e).file(folder);
         match std::fs::create_dir(folder) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
@@ -135,11 +161,11 @@ impl Spool {
         let mut end = 0;
         for record in records {
             let mut stored = Vec::new();
-            record.nodes.iter().for_each(|n| n.segments(&mut stored));
+            record.levels.iter().flat_map(|(nodes, _)| nodes).for_each(|n| n.segments(&mut stored));
             end = stored.iter().map(|s| s.key.saturating_add(s.stored_bytes)).fold(end, u64::max);
             let whole = stored.iter().try_fold(true, |all, s| Ok(all && is_whole(&segments, s)?));
             if whole.map_err(failed)? {
-                done.insert(record.block, record.nodes.into_iter().map(NodeRecord::into_node).collect());
+                done.insert(record.block, record.into_encoded());
             }
         }
         if done.is_empty() {
@@ -163,17 +189,26 @@ impl Spool {
 
     /// Moves the bytes of `nodes` to disk, notes the block as finished, and gives back the nodes
     /// that refer to them.
-    pub(super) fn store(&self, block: BlockId, nodes: Vec<NodeData>) -> Result<Vec<NodeData>> {
-        let stored = nodes.into_iter().map(|n| self.store_node(n)).collect::<Result<Vec<_>>>()?;
-        let nodes = stored.iter().map(NodeRecord::from_node).collect::<Result<_>>()?;
-        let record = bincode::serde::encode_to_vec(Record { block, nodes }, config())
+    pub(super) fn store(&self, block: BlockId, encoded: Encoded) -> Result<Encoded> {
+        let store = |level: Level| {
+            let nodes = level.nodes.into_iter().map(|n| self.store_node(n)).collect::<Result<_>>()?;
+            Ok(Level { nodes, ..level })
+        };
+        let levels = encoded.levels.into_iter().map(store).collect::<Result<Vec<_>>>()?;
+        let record = |level: &Level| {
+            let nodes = level.nodes.iter().map(NodeRecord::from_node).collect::<Result<_>>()?;
+            Ok((nodes, level.cost))
+        };
+        let records = levels.iter().map(record).collect::<Result<_>>()?;
+        let record = Record { block, levels: records, cost: encoded.cost };
+        let record = bincode::serde::encode_to_vec(record, config())
             .map_err(|e| Error::limit(format!("journal record: {e}")))?;
         let mut entry = (record.len() as u32).to_le_bytes().to_vec();
         entry.extend_from_slice(&hash::hash(&record));
         entry.extend_from_slice(&record);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.write_all(&entry).map_err(|e| self.failed(e))?;
-        Ok(stored)
+        Ok(Encoded { levels, ..encoded })
     }
 
     fn store_node(&self, node: NodeData) -> Result<NodeData> {

@@ -18,12 +18,14 @@ mod mse;
 mod nested;
 mod outliers;
 mod params;
+mod planes;
 mod random;
 mod rule;
 mod search;
 mod sign_low_rank;
 mod store;
 mod terms;
+mod trellis;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests;
@@ -37,11 +39,13 @@ pub use nested::nested;
 pub use outliers::{Outliers, outliers, sparse};
 pub use params::{
     CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams,
-    Method, NestedMap, NestedParams, Range, Select, SignLowRankParams, SparseLayout, SparseOp, SparseParams,
-    Store, TermParams, Zero,
+    Method, NestedMap, NestedParams, PathAxis, Range, Select, SignLowRankParams, SparseLayout, SparseOp,
+    SparseParams, Store, TermParams, TrellisCode, TrellisParams, Zero,
 };
+pub use planes::{Calibration, Plane, planes};
 pub use sign_low_rank::sign_low_rank;
 pub use terms::terms;
+pub use trellis::{Scratch, Trellis};
 
 use crate::error::{Error, Result};
 use cmf_format::NodeData;

@@ -47,6 +47,87 @@ pub enum TermParams {
     Codebook(CodebookParams),
     /// Elements of one type, their exponents compressed.
     Lossless(LosslessParams),
+    /// Paths through a bitshift trellis.
+    Trellis(TrellisParams),
+}
+
+impl TermParams {
+    /// The damping of the error feedback with which the term is encoded, where it has any.
+    pub fn damping(&self) -> Option<f64> {
+        match self {
+            TermParams::Trellis(own) => Some(own.damping),
+            _ => None,
+        }
+    }
+}
+
+/// Parameters of a `trellis` term.
+///
+/// ```
+/// use cmf_converters::encode::TrellisParams;
+///
+/// let params: TrellisParams = toml::from_str("step_bits = 1\nstate_bits = 8\ncode = \"table\"")?;
+/// assert_eq!((params.step_bits, params.scale_rows), (1, 1));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrellisParams {
+    /// Bits of a window, 6 to 16: encoding time doubles with each.
+    pub state_bits: u8,
+    /// Bits a weight, 1 to 4.
+    pub step_bits: u8,
+    /// How a window becomes a value.
+    pub code: TrellisCode,
+    /// Which way paths run.
+    pub axis: PathAxis,
+    /// Weights of a path; 0 is a whole column or row of the block.
+    pub path_elems: u32,
+    /// Rows that share a scale; 0 is all rows of a block.
+    pub scale_rows: u32,
+    /// How scales are stored.
+    pub scale: Store,
+    /// What is added to the diagonal of the second moments, in units of its mean, where there are
+    /// any: more makes the error smaller in all directions, as a later term needs it, less makes it
+    /// cost less now.
+    pub damping: f64,
+}
+
+impl Default for TrellisParams {
+    fn default() -> Self {
+        Self {
+            state_bits: 12,
+            step_bits: 2,
+            code: TrellisCode::ByteSum,
+            axis: PathAxis::Down,
+            path_elems: 0,
+            scale_rows: 1,
+            scale: Store::F16,
+            damping: 0.01,
+        }
+    }
+}
+
+/// Values of the windows of a trellis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrellisCode {
+    /// Computed: the sum of the bytes of a product.
+    #[default]
+    ByteSum,
+    /// A trained table of 8-bit values, shared by all tensors.
+    Table,
+}
+
+/// The direction of paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathAxis {
+    /// Down the rows of a column: error feedback works from column to column.
+    #[default]
+    Down,
+    /// Along a row: a single row is read without its neighbours.
+    Along,
 }
 
 /// Parameters of a `dense` term.

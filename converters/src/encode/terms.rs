@@ -5,6 +5,7 @@ use super::grouped::grouped;
 use super::low_rank::{factors, low_rank};
 use super::matrix::Matrix;
 use super::outliers::{Outliers, outliers, sparse, sparse_stored};
+use super::planes::trellis;
 use super::params::{LowRankParams, SparseOp, SparseParams, TermParams};
 use super::{decode, format_error, node_shape};
 use crate::error::{Error, Result};
@@ -170,7 +171,7 @@ impl<'a> Chain<'a> {
 }
 
 /// Encodes one term that needs no other.
-fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<NodeData> {
+pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<NodeData> {
     let (rows, cols) = node_shape(matrix.rows(), matrix.cols());
     match term {
         TermParams::Dense(own) => {
@@ -180,6 +181,7 @@ fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<NodeData> {
         TermParams::Codebook(own) => codebook(matrix, own),
         TermParams::LowRank(own) => low_rank(&factors(matrix, own)?, own),
         TermParams::Sparse(own) => sparse(&outliers(matrix, &own.select, None)?, own),
+        TermParams::Trellis(own) => Ok(trellis(matrix, own, None)?.0),
         TermParams::Lossless(own) => {
             let bytes = DType::from(own.dtype).encode(matrix.values()).map_err(format_error)?;
             lossless::pack(own.dtype.into(), rows, cols, &bytes).map_err(format_error)

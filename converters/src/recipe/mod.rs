@@ -71,9 +71,38 @@ pub struct Rule {
     /// Stores the elements of the source as they are; in place of terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Exact>,
+    /// Makes each term a level of its own, which a reader may leave out with all that follow.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub progressive: bool,
+    /// What wraps the sum of the terms.
+    #[serde(default, skip_serializing_if = "Transforms::is_none")]
+    pub transforms: Transforms,
     /// Terms, in the order in which they are fitted: each to what the terms before it left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub terms: Vec<TermParams>,
+}
+
+/// Transforms around the terms of a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transforms {
+    /// Scales each input by its second moment to this power before it is encoded, where second
+    /// moments are known: errors then fall on the inputs that matter less. 0.25 is best for
+    /// weights of equal size; 0 is none.
+    pub scale: f64,
+    /// Random signs and a Hadamard matrix over the inputs.
+    pub input_hadamard: bool,
+    /// Random signs and Hadamard matrices of at most 64 over the outputs.
+    pub output_hadamard: bool,
+    /// Seed of the signs.
+    pub seed: u64,
+}
+
+impl Transforms {
+    /// Whether nothing is transformed.
+    pub fn is_none(&self) -> bool {
+        self.scale == 0.0 && !self.input_hadamard && !self.output_hadamard
+    }
 }
 
 /// How elements are stored that stay as they are.
@@ -91,8 +120,8 @@ pub enum Exact {
 pub enum Storage<'r> {
     /// Its elements stay as they are.
     Exact(Exact),
-    /// A sum of terms.
-    Terms(&'r [TermParams]),
+    /// A sum of terms: those of this rule.
+    Terms(&'r Rule),
 }
 
 /// One pattern or several.
@@ -156,6 +185,9 @@ impl Recipe {
             if rule.store.is_some() != rule.terms.is_empty() {
                 return bad(i, "needs either `store` or `terms`");
             }
+            if !(0.0..=1.0).contains(&rule.transforms.scale) {
+                return bad(i, "transforms.scale is not from 0 to 1");
+            }
             if rule.terms.len() > 16 {
                 return bad(i, "has more than 16 terms");
             }
@@ -192,7 +224,7 @@ impl Recipe {
         match self.rules.iter().find(|rule| rule.matches(tensor)) {
             Some(Rule { store: Some(exact), .. }) => Storage::Exact(*exact),
             Some(rule) if tensor.dtype.is_float() && tensor.dtype != DType::F8E8M0 => {
-                Storage::Terms(&rule.terms)
+                Storage::Terms(rule)
             }
             _ => Storage::Exact(Exact::Keep),
         }
@@ -231,7 +263,7 @@ mod tests {
     fn first_matching_rule_wins_and_integers_are_kept() -> Result<()> {
         let recipe = Recipe::load("q4")?;
         let grouped =
-            |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms([TermParams::Grouped(_)]));
+            |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms(Rule { terms, .. }) if matches!(terms[..], [TermParams::Grouped(_)]));
         assert!(grouped(&tensor("model.layers.0.mlp.up_proj.weight", DType::BF16, &[64, 64])));
         assert!(!grouped(&tensor("model.norm.weight", DType::BF16, &[64])));
         assert!(!grouped(&tensor("ids", DType::I64, &[64, 64])));

@@ -1,0 +1,216 @@
+//! Levels of a matrix: each term encodes what all before it leave, and states what its own error
+//! costs.
+
+use super::feedback::{Feedback, cost};
+use super::matrix::Matrix;
+use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
+use super::store::Stored;
+use super::terms::{single, subtract};
+use super::trellis::{Scratch, Trellis, tables};
+use super::format_error;
+use crate::error::{Error, Result};
+use cmf_format::NodeData;
+use cmf_format::encoding::trellis::{self, Axis, Code, Descriptor};
+use std::sync::Arc;
+
+/// Second moments of the activations that a matrix meets, ready to encode with.
+#[derive(Debug)]
+pub struct Calibration {
+    /// The mean square of each input.
+    pub diagonal: Vec<f32>,
+    /// The mean of x xᵀ, `[cols, cols]`, where it is known.
+    pub moments: Option<Vec<f32>>,
+    /// Feedback by damping.
+    pub feedback: Vec<(f64, Arc<Feedback>)>,
+}
+
+impl Calibration {
+    fn feedback(&self, damping: f64) -> Option<&Feedback> {
+        self.feedback.iter().find(|(of, _)| *of == damping).map(|(_, feedback)| feedback.as_ref())
+    }
+}
+
+/// One level of a matrix.
+#[derive(Debug)]
+pub struct Plane {
+    /// Its term.
+    pub node: NodeData,
+    /// What the error costs that this level and all below leave: tr(E H Eᵀ), with the moments that
+    /// are known; without any, the sum of its squares.
+    pub cost: f64,
+}
+
+/// Encodes each term as a level of its own. Gives the cost of leaving out everything, too.
+///
+/// # Errors
+/// As the encoders of the terms.
+pub fn planes(
+    matrix: &Matrix<'_>,
+    params: &[TermParams],
+    calibration: Option<&Calibration>,
+) -> Result<(f64, Vec<Plane>)> {
+    let mut residual = matrix.values().to_vec();
+    let whole = cost_of(&residual, matrix.cols(), calibration);
+    let mut planes = Vec::with_capacity(params.len());
+    for term in params {
+        let rest = Matrix::new(&residual, matrix.rows(), matrix.cols())?;
+        let node = match term {
+            TermParams::Trellis(own) => {
+                let (node, errors) = trellis(&rest, own, calibration)?;
+                residual = errors;
+                node
+            }
+            _ => {
+                let rest = match calibration {
+                    Some(calibration) => rest.with_weights(&calibration.diagonal)?,
+                    None => rest,
+                };
+                let node = single(&rest, term)?;
+                subtract(&mut residual, &node)?;
+                node
+            }
+        };
+        planes.push(Plane { node, cost: cost_of(&residual, matrix.cols(), calibration) });
+    }
+    Ok((whole, planes))
+}
+
+fn cost_of(errors: &[f32], cols: usize, calibration: Option<&Calibration>) -> f64 {
+    let squares = |row: &[f32], weights: Option<&[f32]>| -> f64 {
+        match weights {
+            Some(weights) => super::kernels::sum_by(row, weights, |e, w| e * e * w),
+            None => super::kernels::sum_by(row, row, |e, _| e * e),
+        }
+    };
+    match calibration {
+        Some(Calibration { moments: Some(moments), .. }) => cost(errors, moments, cols),
+        Some(Calibration { diagonal, .. }) => {
+            errors.chunks_exact(cols.max(1)).map(|row| squares(row, Some(diagonal))).sum()
+        }
+        None => errors.chunks_exact(cols.max(1)).map(|row| squares(row, None)).sum(),
+    }
+}
+
+/// Share of a source's power that a plane leaves, about: 5.5 dB a bit.
+fn distortion(step_bits: u8) -> f32 {
+    0.28f32.powi(step_bits.into())
+}
+
+/// Encodes one plane; gives what it leaves, row-major, too.
+pub(super) fn trellis(
+    matrix: &Matrix<'_>,
+    params: &TrellisParams,
+    calibration: Option<&Calibration>,
+) -> Result<(NodeData, Vec<f32>)> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let (state_bits, step_bits) = (u32::from(params.state_bits), u32::from(params.step_bits));
+    let (windows, code) = match params.code {
+        TrellisCode::ByteSum => (Trellis::byte_sum(state_bits, step_bits)?, Code::BYTE_SUM),
+        TrellisCode::Table => (tables::trained(state_bits, step_bits)?, Code::Table),
+    };
+    let feedback = match params.axis {
+        PathAxis::Down => calibration.and_then(|c| c.feedback(params.damping)),
+        PathAxis::Along => None,
+    };
+    // What the quantiser sees is the residual and the noise that feedback adds to it.
+    let inflation = feedback.map_or(0.0, |f| f.inflation() * distortion(params.step_bits)).min(0.75);
+    let group = if params.scale_rows == 0 { rows } else { params.scale_rows as usize }.max(1);
+    let wanted: Vec<f32> = matrix
+        .values()
+        .chunks(group.saturating_mul(cols).max(1))
+        .map(|part| {
+            let squares = super::kernels::sum_by(part, part, |v, _| v * v) / part.len() as f64;
+            windows.best_scale((squares / f64::from(1.0 - inflation)).sqrt() as f32)
+        })
+        .collect();
+    let Stored { node: scale, values: scales } = params.scale.pack("scale", &wanted, wanted.len(), 1)?;
+    let path = |all: usize| match params.path_elems {
+        0 => all.max(1),
+        elems => elems as usize,
+    };
+    let mut codes = vec![0u8; matrix.values().len()];
+    let mut scratch = Scratch::default();
+    let errors = match params.axis {
+        PathAxis::Along => {
+            let mut errors = matrix.values().to_vec();
+            let (mut targets, mut values) = (vec![0.0; cols], vec![0.0; cols]);
+            for (i, (row, codes)) in errors.chunks_exact_mut(cols).zip(codes.chunks_exact_mut(cols)).enumerate() {
+                let scale = scales.get(i / group).copied().unwrap_or(0.0);
+                divide(row, &mut targets, |_| scale);
+                for ((t, c), v) in targets.chunks(path(cols)).zip(codes.chunks_mut(path(cols))).zip(values.chunks_mut(path(cols))) {
+                    windows.encode(t, &mut scratch, c, v);
+                }
+                row.iter_mut().zip(&values).for_each(|(w, v)| *w -= v * scale);
+            }
+            errors
+        }
+        PathAxis::Down => {
+            let mut columns = transposed(matrix.values(), rows, cols);
+            let (mut scaled, mut own) = (vec![0.0; rows], vec![0u8; rows]);
+            let scale_of = |i: usize| scales.get(i / group).copied().unwrap_or(0.0);
+            let mut quantise = |column: usize, targets: &[f32], values: &mut [f32]| {
+                divide(targets, &mut scaled, scale_of);
+                for ((t, c), v) in scaled.chunks(path(rows)).zip(own.chunks_mut(path(rows))).zip(values.chunks_mut(path(rows))) {
+                    windows.encode(t, &mut scratch, c, v);
+                }
+                values.iter_mut().enumerate().for_each(|(i, v)| *v *= scale_of(i));
+                codes.iter_mut().skip(column).step_by(cols).zip(&own).for_each(|(all, own)| *all = *own);
+                Ok(())
+            };
+            match feedback {
+                Some(feedback) => feedback.run(&mut columns, rows, quantise)?,
+                None => {
+                    let mut values = vec![0.0; rows];
+                    for (j, column) in columns.chunks_exact_mut(rows.max(1)).enumerate() {
+                        quantise(j, column, &mut values)?;
+                        column.iter_mut().zip(&values).for_each(|(w, v)| *w -= v);
+                    }
+                }
+            }
+            transposed(&columns, cols, rows)
+        }
+    };
+    let descriptor = Descriptor {
+        state_bits: params.state_bits,
+        step_bits: params.step_bits,
+        code,
+        axis: match params.axis {
+            PathAxis::Down => Axis::Down,
+            PathAxis::Along => Axis::Along,
+        },
+        path_elems: params.path_elems,
+        scale_rows: params.scale_rows,
+        scale_cols: 0,
+    };
+    let table = match params.code {
+        TrellisCode::ByteSum => None,
+        TrellisCode::Table => Some(tables::node(&windows)?),
+    };
+    let node = trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table).map_err(format_error)?;
+    Ok((node, errors))
+}
+
+/// Values over their scales; a scale of 0 stands for values of 0.
+fn divide(values: &[f32], out: &mut [f32], scale: impl Fn(usize) -> f32) {
+    for (i, (out, value)) in out.iter_mut().zip(values).enumerate() {
+        let scale = scale(i);
+        *out = if scale == 0.0 { 0.0 } else { value / scale };
+    }
+}
+
+/// The transpose of a row-major matrix.
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    /// Rows and columns of a tile that stays in the nearest cache.
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for i0 in (0..rows).step_by(TILE) {
+        for j0 in (0..cols).step_by(TILE) {
+            for i in i0..(i0 + TILE).min(rows) {
+                for j in j0..(j0 + TILE).min(cols) {
+                    out[j * rows + i] = values[i * cols + j];
+                }
+            }
+        }
+    }
+    out
+}
