@@ -25,10 +25,10 @@ mod search;
 mod sign_low_rank;
 mod store;
 mod terms;
-mod trellis;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests;
+pub mod trellis;
 
 pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
 pub use feedback::{Feedback, cost};

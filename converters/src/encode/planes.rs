@@ -6,9 +6,9 @@ use super::matrix::Matrix;
 use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
 use super::terms::{single, subtract};
-use super::trellis::{Scratch, Trellis, tables};
+use super::trellis::{Scratch, Trellis};
 use super::format_error;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use cmf_format::NodeData;
 use cmf_format::encoding::trellis::{self, Axis, Code, Descriptor};
 use std::sync::Arc;
@@ -106,7 +106,7 @@ pub(super) fn trellis(
     let (state_bits, step_bits) = (u32::from(params.state_bits), u32::from(params.step_bits));
     let (windows, code) = match params.code {
         TrellisCode::ByteSum => (Trellis::byte_sum(state_bits, step_bits)?, Code::BYTE_SUM),
-        TrellisCode::Table => (tables::trained(state_bits, step_bits)?, Code::Table),
+        TrellisCode::Table => return Err(crate::error::Error::unsupported("table")),
     };
     let feedback = match params.axis {
         PathAxis::Down => calibration.and_then(|c| c.feedback(params.damping)),
@@ -184,7 +184,7 @@ pub(super) fn trellis(
     };
     let table = match params.code {
         TrellisCode::ByteSum => None,
-        TrellisCode::Table => Some(tables::node(&windows)?),
+        TrellisCode::Table => None,
     };
     let node = trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table).map_err(format_error)?;
     Ok((node, errors))
