@@ -3,9 +3,11 @@
 use crate::progress::{Bar, Unit};
 use crate::{Answer, print, size, text};
 use cmf_converters::convert::{ConvertOptions, Progress, convert};
+use cmf_converters::moments;
 use cmf_converters::recipe::Recipe;
 use cmf_converters::source::{self, SourceFormat};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -13,6 +15,7 @@ use std::time::Instant;
   cmf convert SmolLM2-135M-Instruct/ -o smollm2.cmf
   cmf convert model.safetensors -o model.cmf --recipe q4-sparse
   cmf convert model.safetensors -o model.cmf --recipe q4 --override '*embed*=q8'
+  cmf convert SmolLM2-135M-Instruct/ -o smollm2.cmf --recipe any-size --calibration moments.cmf
   cmf convert model-Q4_K_M.gguf -o model.cmf            GGUF blocks are carried exactly
   cmf convert model.safetensors -o small.cmf --recipe my-recipe.toml
 `cmf recipe` lists the built-in recipes and `cmf recipe q4` prints one to start from.")]
@@ -28,6 +31,9 @@ pub(crate) struct Args {
     /// Store tensors whose name matches PATTERN as the recipe NAME would; may be repeated
     #[arg(long = "override", value_name = "PATTERN=NAME")]
     overrides: Vec<String>,
+    /// Second moments of activations: a file of `cmf calibrate`, or an importance matrix of llama.cpp
+    #[arg(short, long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// Threads [default: one a core]
     #[arg(short, long, default_value_t = 0, hide_default_value = true)]
     jobs: usize,
@@ -68,8 +74,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
     }
     let name = recipe.name.clone();
+    let moments = args.calibration.as_deref().map(moments::open).transpose()?;
     let options = ConvertOptions {
         recipe,
+        moments: moments.map(Arc::from),
         jobs: args.jobs,
         shard_bytes: args.shard_size,
         force: args.force,

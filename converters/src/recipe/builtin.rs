@@ -21,6 +21,7 @@ macro_rules! builtin {
 
 builtin!(
     "keep",
+    "any-size",
     "lossless",
     "q8",
     "q6",
