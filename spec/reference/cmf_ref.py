@@ -1303,9 +1303,9 @@ def check_transform(archive, row, side):
     """Checks at open. What is not known matters only when a tensor is read."""
     node = archive.record("nodes", row.node) if row.node != NONE else None
     segment = archive.record("segments", row.segment) if row.segment != NONE else None
+    rule(row.size == side, "transform of size", row.size, "on a side of", side)
     if row.kind not in (SCALE, SIGN_HADAMARD, PERMUTE) or row.flags & 0xFFFF:
         return
-    rule(row.size == side, "transform of size", row.size, "on a side of", side)
     if row.kind == SIGN_HADAMARD:
         rule(power_of_two(row.block, 1, row.size) and row.size % row.block == 0 and not node, row)
         rule(not segment or row.seed == 0, row)

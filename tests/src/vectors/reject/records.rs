@@ -71,6 +71,11 @@ fn transforms(out: &mut Rejects<'_>) -> Result<()> {
         image().u64(t, 0, 40, 1),
     );
     out.structure("transform_size", "`size` is not the length of the side", image().u64(t, 3, 8, 8));
+    out.structure(
+        "transform_unknown_size",
+        "`size` is not the length of the side, in a transform of an unknown kind",
+        image().u32(t, 3, 0, 4).u64(t, 3, 8, 8),
+    );
     out.structure("transform_node_missing", "a node that there is not", image().u32(t, 2, 32, 2));
     out.structure("transform_segment_missing", "a segment that there is not", image().u32(t, 0, 36, 4));
     out.at(
