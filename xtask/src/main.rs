@@ -53,7 +53,7 @@ fn run(args: Vec<String>) -> Result<()> {
     match (command, rest.as_slice()) {
         ("help" | "--help" | "-h", _) => print!("{HELP}"),
         ("test", []) => checks::test(&root)?,
-        ("test", ["--rust"]) => checks::cargo_test(&root)?,
+        ("test", ["--rust"]) => checks::rust_test(&root)?,
         ("test", ["--python"]) => python::test(&root)?,
         ("demo", flags) => demo::run(&root, &demo::Options::parse(flags)?)?,
         ("vectors", []) => vectors::regenerate(&root)?,

@@ -1,5 +1,6 @@
 //! The Python half of the tests: the reference reader of the specification over the vectors, and
-//! over what the command line writes with each built-in recipe.
+//! over what the command line writes with each built-in recipe; and what `cmf diff` states of that,
+//! computed again in numpy.
 
 use std::path::{Path, PathBuf};
 
@@ -12,33 +13,36 @@ use crate::sample;
 /// What the reference reader imports, one requirement a line.
 const REQUIREMENTS: &str = "spec/reference/requirements.txt";
 
-/// Runs the reference reader over all vectors and over a small model in all recipes.
+/// Runs the reference reader over all vectors and over a small model in all recipes, and compares
+/// `cmf diff` with numpy on the same model.
 pub(crate) fn test(root: &Path) -> Result<()> {
     let packages = packages(root)?;
     let python = interpreter(root)?;
-    let reader = || Cmd::new(python, root).env("PYTHONPATH", &packages).arg("spec/reference/cmf_ref.py");
-    reader().arg("spec/vectors").run()?;
-    recipes(root, &reader)
+    let script = |path: &str| Cmd::new(python, root).env("PYTHONPATH", &packages).arg(path);
+    script("spec/reference/cmf_ref.py").arg("spec/vectors").run()?;
+    recipes(root, &script)
 }
 
 /// Converts a made-up model with each built-in recipe, and has the reference reader verify the
 /// archive and compare it with both exports: f32 shows the values, the tensors' own element types
-/// show the rounding.
-fn recipes(root: &Path, reader: &dyn Fn() -> Cmd) -> Result<()> {
+/// show the rounding. Then has numpy say what `cmf diff` must state.
+fn recipes(root: &Path, script: &dyn Fn(&str) -> Cmd) -> Result<()> {
     let dir = root.join("target/python-recipes");
     let model = dir.join("random-llama");
     sample::write(&model)?;
     Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
-    let cmf = || Cmd::new(root.join("target/release/cmf"), root);
+    let program = root.join("target/release/cmf");
+    let cmf = || Cmd::new(&program, root);
     let (archive, exported) = (dir.join("model.cmf"), dir.join("model.safetensors"));
-    for recipe in names(&cmf().args(["recipe", "--json"]).output()?)? {
+    let recipes = names(&cmf().args(["recipe", "--json"]).output()?)?;
+    for recipe in &recipes {
         println!("--- {recipe}");
         cmf()
             .arg("convert")
             .arg(&model)
             .arg("-o")
             .arg(&archive)
-            .args(["--recipe", &recipe, "--force", "--quiet"])
+            .args(["--recipe", recipe, "--force", "--quiet"])
             .run()?;
         for element_types in [&["--dtype", "f32"][..], &[]] {
             cmf()
@@ -49,10 +53,12 @@ fn recipes(root: &Path, reader: &dyn Fn() -> Cmd) -> Result<()> {
                 .args(["--force", "--quiet"])
                 .args(element_types)
                 .run()?;
-            reader().args(["--verify", "--compare"]).arg(&archive).arg(&exported).run()?;
+            let reader = script("spec/reference/cmf_ref.py");
+            reader.args(["--verify", "--compare"]).arg(&archive).arg(&exported).run()?;
         }
     }
-    Ok(())
+    println!("--- cmf diff against numpy");
+    script("tests/diff_oracle.py").arg(&program).arg(&model).args(&recipes).run()
 }
 
 /// Names of the built-in recipes, of which there is at least one.
