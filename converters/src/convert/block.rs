@@ -17,7 +17,7 @@ const SINGLE_BYTES: u64 = 10;
 /// Bytes a weight while a residual is kept beside that.
 const SEVERAL_BYTES: u64 = 18;
 /// Bytes a weight while factors are fitted to a residual, with copies to try again.
-const LOW_RANK_BYTES: u64 = 32;
+const LOW_RANK_BYTES: u64 = 40;
 
 /// Encodes a block of tensor `index`; `context` is that of the tensor, where it has terms.
 pub(super) fn encode(

@@ -36,7 +36,7 @@ pub const PROVENANCE_ATTRIBUTE: &str = "cmf.provenance.json";
 const MAX_CONTEXTS: usize = 4;
 
 /// Memory that blocks in work may take beside twice the largest tensor.
-const MEMORY_BYTES: u64 = 192 << 20;
+const MEMORY_BYTES: u64 = 160 << 20;
 
 /// Settings of a conversion.
 #[derive(Clone)]
