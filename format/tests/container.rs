@@ -1,8 +1,8 @@
 //! The container: what is written parses, and what breaks a rule does not.
 
-use cmf_format::archive::TensorView;
+use cmf_format::archive::{Cut, MatrixView, TensorView};
 use cmf_format::encoding::{dense, grouped};
-use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
+use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, UnitEntry};
 use cmf_format::{Archive, ArchiveBuilder, DType, Error, ErrorKind, Limits, NodeData, WriteOptions};
 
 type Outcome = Result<(), Error>;
@@ -119,6 +119,35 @@ fn levels_add_up() -> Outcome {
     TensorView::open(&sum, 1)?.decode_rows(0..10, &mut high)?;
     assert_eq!(low[..3], [-4.0, -3.5, -3.0]);
     assert!(low.iter().zip(&high).all(|(l, h)| l + 0.25 == *h));
+    Ok(())
+}
+
+#[test]
+fn blocks_of_rows_have_levels_of_their_own() -> Outcome {
+    let bytes = sample()?.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    let Some(sum) = archive.tensor("sum") else { panic!("sum is missing") };
+    let Some(matrix) = sum.matrices().next() else { panic!("no matrix") };
+    let (mut low, mut high, mut mixed) = (vec![0.0; 330], vec![0.0; 330], vec![0.0; 330]);
+    MatrixView::open(&matrix, 0)?.decode_rows(0..10, &mut low)?;
+    MatrixView::open(&matrix, 1)?.decode_rows(0..10, &mut high)?;
+    // Units: level 0 of both blocks, then level 1 of the first and of the second.
+    let first = matrix.record().first_unit.get();
+    let held = |unit: u32| unit != first + 2;
+    MatrixView::open(&matrix, Cut::Units(&held))?.decode_rows(0..10, &mut mixed)?;
+    assert_eq!(mixed[..165], low[..165]);
+    assert_eq!(mixed[165..], high[165..]);
+    Ok(())
+}
+
+#[test]
+fn rejects_a_schedule_that_names_what_is_not_there() -> Outcome {
+    let names = [("tied.a", 0, 1), ("tied.a", 1, 0), ("sum", 0, 4), ("nothing", 0, 0)];
+    for (tensor, matrix, unit) in names {
+        let mut builder = sample()?;
+        builder.schedule(vec![StepEntry { unit: (tensor.into(), matrix, unit), expected_loss: None }]);
+        assert_eq!(kind(builder.to_vec()), Some(ErrorKind::Argument), "{tensor} {matrix} {unit}");
+    }
     Ok(())
 }
 

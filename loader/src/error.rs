@@ -1,5 +1,6 @@
 //! What can go wrong, in which file.
 
+use crate::plan::BelowMinimum;
 use core::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,8 @@ enum Cause {
     Format(cmf_format::Error),
     #[error(transparent)]
     OtherFile(Error),
+    #[error(transparent)]
+    Budget(BelowMinimum),
     #[error("{0}")]
     Problem(String),
 }
@@ -90,6 +93,10 @@ impl Error {
         Self::new(ErrorKind::Argument, path, Some(part.into()), Cause::Problem(problem))
     }
 
+    pub(crate) fn budget(path: &Path, error: BelowMinimum) -> Self {
+        Self::new(ErrorKind::Argument, path, None, Cause::Budget(error))
+    }
+
     /// `reference` is as in ``shard `a.cmf` ``.
     pub(crate) fn reference(path: &Path, reference: String, problem: String) -> Self {
         Self::new(ErrorKind::Reference, path, Some(reference), Cause::Problem(problem))
@@ -115,7 +122,15 @@ impl Error {
         match &self.0.cause {
             Cause::Format(error) => Some(error),
             Cause::OtherFile(error) => error.format_error(),
-            Cause::Io(_) | Cause::Problem(_) => None,
+            Cause::Io(_) | Cause::Budget(_) | Cause::Problem(_) => None,
+        }
+    }
+
+    /// The budget and the model's minimum, when the budget is too small.
+    pub fn below_minimum(&self) -> Option<BelowMinimum> {
+        match &self.0.cause {
+            Cause::Budget(error) => Some(*error),
+            _ => None,
         }
     }
 }

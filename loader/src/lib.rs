@@ -19,6 +19,26 @@
 //! Opening reads the header and the directory into memory and checks them whole. Payload is not
 //! touched: it is read when it is decoded, sliced or verified.
 //!
+//! # Budgets
+//!
+//! A file states an order of its *units*, blocks of rows at one level. A [`Budget`] is met by the
+//! longest prefix of that order that fits: see [`plan`](mod@plan).
+//!
+//! ```no_run
+//! use cmf_loader::{Budget, Levels, Model};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::open("model.cmf")?;
+//! let plan = model.plan(Budget::parse("90MiB")?)?;
+//! println!("{} of at most {} bytes", plan.resident_bytes(), plan.budget_bytes());
+//! for tensor in model.tensors() {
+//!     let mut values = vec![0.0; tensor.elements() as usize];
+//!     tensor.decode(Levels::Plan(&plan), &mut values)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Files that change
 //!
 //! With [`Backend::Mmap`], the default, payload is borrowed from a read-only shared map. **A
@@ -54,6 +74,7 @@ mod mmap;
 mod model;
 mod open;
 mod opened;
+pub mod plan;
 mod positional;
 mod references;
 mod source;
@@ -68,6 +89,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use model::Model;
 pub use open::{Backend, OpenOptions};
 pub use opened::OpenTensor;
+pub use plan::{BelowMinimum, Budget, Plan, Schedule, plan};
 pub use references::{Reference, ReferenceKind};
 pub use source::FileSource;
 pub use summary::{TensorSummary, TermSummary, Totals};

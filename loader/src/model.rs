@@ -3,7 +3,8 @@
 use crate::attribute::Attribute;
 use crate::error::{Error, Result};
 use crate::open::{Backend, Directory, OpenOptions, open};
-use crate::references::Reference;
+use crate::plan::{Budget, Plan, Schedule};
+use crate::references::{Reference, ReferenceKind};
 use crate::source::FileSource;
 use crate::tensor::Tensor;
 use cmf_format::Archive;
@@ -22,6 +23,7 @@ pub struct Model {
     pub(crate) directory: Option<Directory>,
     /// One for each record of the archives table.
     pub(crate) referred: Vec<OnceLock<Model>>,
+    schedule: OnceLock<Schedule>,
     /// Files between this one and the one that was opened by path.
     pub(crate) chain_files: u32,
 }
@@ -65,7 +67,14 @@ impl Model {
             _ => Some(Directory::of(path).map_err(|e| Error::io(path, e))?),
         };
         let referred = (0..references).map(|_| OnceLock::new()).collect();
-        Ok(Self { archive, options: options.clone(), directory, referred, chain_files })
+        Ok(Self {
+            archive,
+            options: options.clone(),
+            directory,
+            referred,
+            schedule: OnceLock::new(),
+            chain_files,
+        })
     }
 
     /// The checked directory of this file.
@@ -95,6 +104,41 @@ impl Model {
     /// The archive's identity: BLAKE3 of its header, which covers every byte of the file.
     pub fn identity(&self) -> [u8; 32] {
         self.archive.identity()
+    }
+
+    /// The order of the units of this file and its shards, which are opened, with the bytes that each
+    /// prefix takes. A base counts in full. Made at the first call.
+    ///
+    /// # Errors
+    /// `Reference` when a shard or base is missing or not the one that is referred to.
+    pub fn schedule(&self) -> Result<&Schedule> {
+        if let Some(schedule) = self.schedule.get() {
+            return Ok(schedule);
+        }
+        let mut files = vec![&self.archive];
+        let (mut fixed_bytes, mut fixed_elements) = (0u64, 0u64);
+        for reference in self.references() {
+            let model = reference.open()?;
+            match reference.kind() {
+                ReferenceKind::Shard => files.push(&model.archive),
+                ReferenceKind::Base => {
+                    let base = model.schedule()?;
+                    fixed_bytes = fixed_bytes.saturating_add(base.maximum_bytes());
+                    fixed_elements = fixed_elements.saturating_add(base.elements());
+                }
+            }
+        }
+        let schedule = Schedule::of_files(files, fixed_bytes, fixed_elements);
+        Ok(self.schedule.get_or_init(|| schedule))
+    }
+
+    /// The plan for a budget: the longest prefix of [`Model::schedule`] that fits.
+    ///
+    /// # Errors
+    /// `Argument` when the budget is below the minimum, which the error names; as
+    /// [`Model::schedule`].
+    pub fn plan(&self, budget: Budget) -> Result<Plan> {
+        self.schedule()?.plan(budget).map_err(|e| Error::budget(self.path(), e))
     }
 
     /// All tensors, ascending in name, those in shards included.

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::source::FileSource;
 use crate::stored::Stored;
 use crate::tensor::Levels;
-use cmf_format::archive::TensorView;
+use cmf_format::archive::{Cut, TensorView};
 use cmf_format::{DType, ErrorKind};
 use core::ops::Range;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ type FormatError = cmf_format::Error;
 /// Values that are decoded at a time where a second buffer is needed, and by one thread.
 const BLOCK_ELEMS: usize = 1 << 18;
 
-/// A tensor opened up to a level, whole or for some of its rows. Rows are counted over all its
+/// A tensor opened up to a level or for a plan, whole or for some of its rows. Rows are counted over all its
 /// matrices.
 #[derive(Debug)]
 pub struct OpenTensor<'m> {
@@ -40,18 +40,29 @@ enum Values<'m> {
 
 impl<'m> OpenTensor<'m> {
     /// Opens what rows `rows` need.
-    pub(crate) fn new(stored: &Stored<'m>, levels: Levels, rows: Range<u64>) -> Result<Self> {
+    pub(crate) fn new(stored: &Stored<'m>, levels: Levels<'_>, rows: Range<u64>) -> Result<Self> {
         let shape = stored.matrix_shape();
         let extent = |n: u64| {
             usize::try_from(n).map_err(|_| {
                 stored.error(FormatError::new(ErrorKind::Limit, "extent", format!("{n} is too large")))
             })
         };
+        let planned = match levels {
+            Levels::Plan(plan) => Some(plan.of(stored.model.archive()).ok_or_else(|| {
+                stored.error(FormatError::new(ErrorKind::Argument, "plan", "is of another archive"))
+            })?),
+            _ => None,
+        };
+        let holds = |unit| planned.is_none_or(|units| units.includes(unit));
+        let cut = match levels {
+            Levels::All => Cut::Level(u16::MAX),
+            Levels::UpTo(level) => Cut::Level(level),
+            Levels::Plan(_) => Cut::Units(&holds),
+        };
         let values = match stored.elements() {
             Some(range) => Values::Elements(range.start),
             None => Values::Terms(
-                TensorView::open_rows(&stored.record, levels.highest(), rows.clone())
-                    .map_err(|e| stored.error(e))?,
+                TensorView::open_rows(&stored.record, cut, rows.clone()).map_err(|e| stored.error(e))?,
             ),
         };
         let base = match &stored.base {

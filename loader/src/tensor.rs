@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::opened::OpenTensor;
+use crate::plan::Plan;
 use crate::references::Reference;
 use crate::source::FileSource;
 use crate::stored::Record;
@@ -10,24 +11,18 @@ use cmf_format::{DType, Source};
 use core::ops::Range;
 use std::borrow::Cow;
 
-/// How many levels of a sum are decoded.
+/// How many levels of a sum are decoded. For a delta they are those of the terms here: the base
+/// always has its full value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Levels {
+pub enum Levels<'p> {
     /// All: the best values that the file has.
     #[default]
     All,
-    /// Those up to this one; level 0 alone is the smallest. For a delta it counts the terms here:
-    /// the base always has its full value.
+    /// Those up to this one; level 0 alone is the smallest.
     UpTo(u16),
-}
-
-impl Levels {
-    pub(crate) fn highest(self) -> u16 {
-        match self {
-            Levels::All => u16::MAX,
-            Levels::UpTo(level) => level,
-        }
-    }
+    /// Those that a plan holds, which may differ from block of rows to block of rows. The plan must
+    /// be one for the file that holds the terms.
+    Plan(&'p Plan),
 }
 
 /// The matrices that a tensor consists of, all of one shape: one, or one for each expert.
@@ -114,8 +109,9 @@ impl<'m> Tensor<'m> {
     ///
     /// # Errors
     /// As [`Tensor::stored`]; `Format` with `Unsupported` for a required term that this reader does
-    /// not know, `Value` for damaged compressed bytes, `Limit`; `Io`, `Changed`.
-    pub fn open(&self, levels: Levels) -> Result<OpenTensor<'m>> {
+    /// not know, `Value` for damaged compressed bytes, `Limit`; `Argument` for a plan of other files;
+    /// `Io`, `Changed`.
+    pub fn open(&self, levels: Levels<'_>) -> Result<OpenTensor<'m>> {
         self.open_rows(levels, 0..u64::MAX)
     }
 
@@ -123,7 +119,7 @@ impl<'m> Tensor<'m> {
     ///
     /// # Errors
     /// As [`Tensor::open`].
-    pub fn open_rows(&self, levels: Levels, rows: Range<u64>) -> Result<OpenTensor<'m>> {
+    pub fn open_rows(&self, levels: Levels<'_>, rows: Range<u64>) -> Result<OpenTensor<'m>> {
         OpenTensor::new(&self.find()?, levels, rows)
     }
 
@@ -132,7 +128,7 @@ impl<'m> Tensor<'m> {
     /// # Errors
     /// `Argument` when `out` is not [`Tensor::elements`] long; as [`Tensor::open`] and
     /// [`OpenTensor::decode_rows`].
-    pub fn decode(&self, levels: Levels, out: &mut [f32]) -> Result<()> {
+    pub fn decode(&self, levels: Levels<'_>, out: &mut [f32]) -> Result<()> {
         self.check_length(out.len())?;
         let opened = self.open(levels)?;
         opened.decode_rows(0..opened.rows(), out)
@@ -142,7 +138,7 @@ impl<'m> Tensor<'m> {
     ///
     /// # Errors
     /// As [`Tensor::decode`].
-    pub fn decode_parallel(&self, levels: Levels, out: &mut [f32]) -> Result<()> {
+    pub fn decode_parallel(&self, levels: Levels<'_>, out: &mut [f32]) -> Result<()> {
         self.check_length(out.len())?;
         let opened = self.open(levels)?;
         opened.decode_rows_parallel(0..opened.rows(), out)
@@ -152,7 +148,7 @@ impl<'m> Tensor<'m> {
     ///
     /// # Errors
     /// `Argument` when there are no such rows or `out` does not fit them; as [`Tensor::decode`].
-    pub fn decode_rows(&self, levels: Levels, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
+    pub fn decode_rows(&self, levels: Levels<'_>, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
         let opened = self.open_rows(levels, rows.clone())?;
         opened.decode_rows(self.indices(rows)?, out)
     }
@@ -161,7 +157,7 @@ impl<'m> Tensor<'m> {
     ///
     /// # Errors
     /// As [`Tensor::decode_rows`].
-    pub fn decode_matrix(&self, index: usize, levels: Levels, out: &mut [f32]) -> Result<()> {
+    pub fn decode_matrix(&self, index: usize, levels: Levels<'_>, out: &mut [f32]) -> Result<()> {
         let shape = self.matrix_shape()?;
         if index >= shape.count {
             return Err(self.argument("matrix", format!("expected below {}, found {index}", shape.count)));

@@ -173,6 +173,11 @@ impl<S: Source> Archive<S> {
         Unit::range(self, Table::Units, 0..NONE)
     }
 
+    /// Unit `index`.
+    pub fn unit(&self, index: u32) -> Option<Unit<'_, S>> {
+        Unit::at(self, Table::Units, index)
+    }
+
     /// The schedule: units by gain per byte.
     pub fn schedule(&self) -> impl ExactSizeIterator<Item = Step<'_, S>> {
         Step::range(self, Table::Schedule, 0..NONE)
@@ -464,6 +469,17 @@ impl<'a, S: Source> Segment<'a, S> {
 }
 
 impl<'a, S: Source> Unit<'a, S> {
+    /// Its level.
+    pub fn level(&self) -> u16 {
+        self.record.level.get()
+    }
+
+    /// Its rows of the matrix.
+    pub fn rows(&self) -> Range<u64> {
+        let start = self.record.row_start.get();
+        start..start.saturating_add(self.record.rows.get())
+    }
+
     /// Its terms.
     pub fn terms(&self) -> impl ExactSizeIterator<Item = Term<'a, S>> + use<'a, S> {
         let first = self.record.first_term.get();
@@ -473,6 +489,18 @@ impl<'a, S: Source> Unit<'a, S> {
     /// Indices of all its segments, each once, ascending.
     pub fn segments(&self) -> Vec<u32> {
         segments_of(self.terms().filter_map(|t| t.node()))
+    }
+}
+
+impl<'a, S: Source> Step<'a, S> {
+    /// The unit.
+    pub fn unit(&self) -> Option<Unit<'a, S>> {
+        self.archive.unit(self.record.unit.get())
+    }
+
+    /// Expected loss with this unit and all before it, where it is stated.
+    pub fn expected_loss(&self) -> Option<f64> {
+        (self.record.flags.get() & SCHEDULE_LOSS != 0).then(|| self.record.expected_loss.get())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Opened matrices and tensors: sums of terms between transforms (spec: container, 6).
 
+use super::Cut;
 use super::access::{Matrix, Tensor, Term};
 use super::sum::{Placed, sum_rows};
 use crate::DType;
@@ -10,7 +11,7 @@ use crate::source::Source;
 use crate::transform::{self, Transform};
 use core::ops::Range;
 
-/// A matrix with its terms opened up to a level.
+/// A matrix with the terms of some of its units opened.
 #[derive(Debug)]
 pub struct MatrixView<'a> {
     rows: usize,
@@ -41,29 +42,33 @@ impl Together {
 }
 
 impl<'a> MatrixView<'a> {
-    /// Opens the terms of `matrix` up to level `level`.
+    /// Opens the terms of the units of `matrix` that `cut` holds: a level, or any units.
     ///
     /// # Errors
     /// `Unsupported` when a term that is not optional has an unknown encoding, and as
     /// [`super::Node::view`].
-    pub fn open<S: Source>(matrix: &Matrix<'a, S>, level: u16) -> Result<Self> {
-        Self::open_rows(matrix, level, 0..matrix.rows())
+    pub fn open<'c, S: Source>(matrix: &Matrix<'a, S>, cut: impl Into<Cut<'c>>) -> Result<Self> {
+        Self::open_rows(matrix, cut, 0..matrix.rows())
     }
 
-    /// Opens the terms of `matrix` up to level `level` that touch rows `rows`; only these rows can
-    /// be decoded. Payload of the other terms is not read.
+    /// Opens the terms of the units of `matrix` that `cut` holds and that touch rows `rows`; only
+    /// these rows can be decoded. Payload of the other terms is not read.
     ///
     /// # Errors
     /// `Argument` when the matrix does not have these rows, else as [`MatrixView::open`].
-    pub fn open_rows<S: Source>(matrix: &Matrix<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
-        Self::open_within(matrix, level, rows, &mut Together::new(matrix.archive().limits()))
+    pub fn open_rows<'c, S: Source>(
+        matrix: &Matrix<'a, S>,
+        cut: impl Into<Cut<'c>>,
+        rows: Range<u64>,
+    ) -> Result<Self> {
+        Self::open_within(matrix, cut.into(), rows, &mut Together::new(matrix.archive().limits()))
     }
 
     /// Opens after what segments and transforms here take in memory has been found to be within the
     /// limit: many terms may share one small segment that decodes to a large one.
     fn open_within<S: Source>(
         matrix: &Matrix<'a, S>,
-        level: u16,
+        cut: Cut<'_>,
         rows: Range<u64>,
         together: &mut Together,
     ) -> Result<Self> {
@@ -94,13 +99,16 @@ impl<'a> MatrixView<'a> {
         let touches = |term: &Term<'a, S>| {
             let start = term.record().row_start.get();
             let end = start.saturating_add(term.node().map_or(0, |node| node.record().rows.get()));
-            term.level() <= level && start.max(needed.start) < end.min(needed.end)
+            start.max(needed.start) < end.min(needed.end)
         };
-        for node in matrix.terms().filter(|t| t.is_known() && touches(t)).filter_map(|t| t.node()) {
+        let held = matrix.units().filter(|unit| cut.holds(unit)).flat_map(|unit| unit.terms());
+        let held: Vec<_> = held.filter(touches).collect();
+        for node in held.iter().filter(|t| t.is_known()).filter_map(|t| t.node()) {
             together.add(node.held_bytes());
         }
         limits.check_decoded_tensor(together.decoded_bytes)?;
-        for (i, term) in matrix.terms().enumerate().filter(|(_, term)| touches(term)) {
+        for term in held {
+            let i = term.index().saturating_sub(matrix.record().first_term.get());
             if !term.is_known() && term.is_optional() {
                 left_out.push(term.index());
                 continue;
@@ -168,7 +176,7 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// A tensor opened up to a level: its matrices one below the other.
+/// A tensor with some of its units opened: its matrices one below the other.
 #[derive(Debug)]
 pub struct TensorView<'a> {
     name: &'a str,
@@ -178,13 +186,14 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// Opens all matrices of `tensor` up to level `level`; `u16::MAX` is all levels.
+    /// Opens the units of all matrices of `tensor` that `cut` holds: those up to a level, of which
+    /// `u16::MAX` is all, or any units.
     ///
     /// # Errors
     /// `Argument` when the tensor lies in another archive or is a delta to one; else as
     /// [`MatrixView::open`].
-    pub fn open<S: Source>(tensor: &Tensor<'a, S>, level: u16) -> Result<Self> {
-        Self::open_rows(tensor, level, 0..u64::MAX)
+    pub fn open<'c, S: Source>(tensor: &Tensor<'a, S>, cut: impl Into<Cut<'c>>) -> Result<Self> {
+        Self::open_rows(tensor, cut, 0..u64::MAX)
     }
 
     /// Opens what rows `rows` need, counted over all matrices; only these rows can be decoded.
@@ -192,7 +201,12 @@ impl<'a> TensorView<'a> {
     ///
     /// # Errors
     /// As [`TensorView::open`].
-    pub fn open_rows<S: Source>(tensor: &Tensor<'a, S>, level: u16, rows: Range<u64>) -> Result<Self> {
+    pub fn open_rows<'c, S: Source>(
+        tensor: &Tensor<'a, S>,
+        cut: impl Into<Cut<'c>>,
+        rows: Range<u64>,
+    ) -> Result<Self> {
+        let cut = cut.into();
         let name = tensor.name();
         if let Some(reference) = tensor.reference().filter(|_| !tensor.is_delta()) {
             let problem = format!("lies in archive `{}`", reference.name());
@@ -208,7 +222,7 @@ impl<'a> TensorView<'a> {
                 let start = rows.start.clamp(first, end);
                 let part = start - first..rows.end.clamp(start, end) - first;
                 first = end;
-                MatrixView::open_within(&m, level, part, &mut together).map_err(|e| e.in_tensor(name))
+                MatrixView::open_within(&m, cut, part, &mut together).map_err(|e| e.in_tensor(name))
             })
             .collect::<Result<Vec<_>>>()?;
         let dtype = tensor.dtype();

@@ -2,6 +2,7 @@
 
 mod access;
 mod check;
+mod cut;
 mod foreign;
 mod matrix;
 mod sum;
@@ -9,6 +10,7 @@ mod transforms;
 mod verify;
 
 pub use access::{Attribute, Matrix, Node, Reference, ReferenceKind, Segment, Step, Tensor, Term, Unit};
+pub use cut::Cut;
 pub use matrix::{MatrixView, TensorView};
 pub use verify::ChunkGroups;
 

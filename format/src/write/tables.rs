@@ -580,6 +580,10 @@ fn unit_order(
             let matrix = places
                 .get(&(tensor.as_str(), *matrix))
                 .ok_or_else(|| argument("schedule", "names a matrix that is not stored").in_tensor(tensor))?;
+            let units = matrices.entries.get(*matrix).map_or(0, |(m, _)| m.units.len());
+            if *unit >= units {
+                return Err(argument("schedule", format!("names unit {unit} of {units}")).in_tensor(tensor));
+            }
             Ok(Step { matrix: *matrix, unit: *unit, expected_loss: step.expected_loss })
         })
         .collect()
