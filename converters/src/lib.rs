@@ -13,4 +13,5 @@ mod geometry;
 pub mod gguf;
 pub mod moments;
 pub mod recipe;
+pub mod schedule;
 pub mod source;

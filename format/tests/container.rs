@@ -141,6 +141,22 @@ fn blocks_of_rows_have_levels_of_their_own() -> Outcome {
 }
 
 #[test]
+fn a_schedule_may_name_tied_tensors_each() -> Outcome {
+    let step = |tensor: &str, unit| StepEntry { unit: (tensor.into(), 0, unit), expected_loss: None };
+    let mut builder = sample()?;
+    let sums = [3, 2, 1, 0].map(|unit| step("sum", unit));
+    let [third, second, first, zeroth] = sums;
+    builder.schedule(vec![step("tied.b", 0), first, zeroth, third, step("tied.a", 0), second]);
+    let bytes = builder.to_vec()?;
+    let archive = Archive::parse(&bytes, &Limits::default())?;
+    archive.verify()?;
+    // Units of `sum` come before that of the tied tensors in their table.
+    let order: Vec<_> = archive.schedule().map(|step| step.record().unit.get()).collect();
+    assert_eq!(order, [4, 1, 0, 3, 2]);
+    Ok(())
+}
+
+#[test]
 fn rejects_a_schedule_that_names_what_is_not_there() -> Outcome {
     let names = [("tied.a", 0, 1), ("tied.a", 1, 0), ("sum", 0, 4), ("nothing", 0, 0)];
     for (tensor, matrix, unit) in names {

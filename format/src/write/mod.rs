@@ -209,7 +209,9 @@ impl ArchiveBuilder {
         self
     }
 
-    /// Sets the order of all units. Without it they go by level, then by tensor, matrix and row.
+    /// Sets the order of all units, in which their segments are laid out. Without it they go by level,
+    /// then by tensor, matrix and row. Of tensors with equal matrices, which are stored once, the
+    /// first step that names a unit counts.
     pub fn schedule(&mut self, steps: Vec<StepEntry>) -> &mut Self {
         self.schedule = Some(steps);
         self

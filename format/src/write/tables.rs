@@ -56,7 +56,7 @@ impl Tables {
         // tensor order. So the order of units is fixed first, and segments are taken in it.
         let matrices = unique_matrices(&tensors);
         let order = unit_order(builder, &tensors, &matrices)?;
-        for (matrix, _) in &matrices.entries {
+        for matrix in &matrices.entries {
             for transform in matrix.input_transforms.iter().chain(&matrix.output_transforms) {
                 match transform {
                     TransformEntry::Scale(node) => tables.take_segments(node)?,
@@ -69,12 +69,12 @@ impl Tables {
             }
         }
         for step in &order {
-            let unit = matrices.entries.get(step.matrix).and_then(|(m, _)| m.units.get(step.unit));
+            let unit = matrices.entries.get(step.matrix).and_then(|m| m.units.get(step.unit));
             for term in unit.into_iter().flat_map(|u| &u.terms) {
                 tables.take_segments(&term.node)?;
             }
         }
-        for (matrix, _) in &matrices.entries {
+        for matrix in &matrices.entries {
             tables.matrix(matrix)?;
         }
         tables.fill_tensors(&tensors, &matrices)?;
@@ -448,8 +448,7 @@ impl Tables {
 
 /// The distinct matrices in record order, and for each tensor its first matrix and their number.
 struct Matrices<'a> {
-    /// The matrix, and the tensor that holds it first with its place in it.
-    entries: Vec<(&'a MatrixEntry, (usize, usize))>,
+    entries: Vec<&'a MatrixEntry>,
     first: Vec<(u32, u32)>,
 }
 
@@ -458,7 +457,7 @@ fn unique_matrices<'a>(tensors: &[&'a TensorEntry]) -> Matrices<'a> {
     let mut entries = Vec::new();
     let mut first = Vec::new();
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
-    for (t, tensor) in tensors.iter().enumerate() {
+    for tensor in tensors {
         let (Content::Matrices(list) | Content::Delta(_, list)) = &tensor.content else {
             first.push((entries.len() as u32, 0));
             continue;
@@ -467,7 +466,7 @@ fn unique_matrices<'a>(tensors: &[&'a TensorEntry]) -> Matrices<'a> {
         let next = entries.len() as u32;
         let place = if list.is_empty() { next } else { *seen.entry(key).or_insert(next) };
         if place == next {
-            entries.extend(list.iter().enumerate().map(|(m, matrix)| (matrix, (t, m))));
+            entries.extend(list);
         }
         first.push((place, list.len() as u32));
     }
@@ -554,7 +553,7 @@ fn unit_order(
 ) -> Result<Vec<Step>> {
     let Some(steps) = &builder.schedule else {
         let mut order: Vec<(u16, Step)> = Vec::new();
-        for (matrix, (entry, _)) in matrices.entries.iter().enumerate() {
+        for (matrix, entry) in matrices.entries.iter().enumerate() {
             order.extend(
                 entry
                     .units
@@ -567,24 +566,31 @@ fn unit_order(
         order.sort_by_key(|(level, _)| *level);
         return Ok(order.into_iter().map(|(_, step)| step).collect());
     };
-    let places: HashMap<(&str, usize), usize> = matrices
-        .entries
+    // Tied tensors name the matrices of the first of them.
+    let places: HashMap<(&str, usize), usize> = tensors
         .iter()
-        .enumerate()
-        .filter_map(|(i, (_, (t, m)))| Some(((tensors.get(*t)?.name.as_str(), *m), i)))
-        .collect();
-    steps
-        .iter()
-        .map(|step| {
-            let (tensor, matrix, unit) = &step.unit;
-            let matrix = places
-                .get(&(tensor.as_str(), *matrix))
-                .ok_or_else(|| argument("schedule", "names a matrix that is not stored").in_tensor(tensor))?;
-            let units = matrices.entries.get(*matrix).map_or(0, |(m, _)| m.units.len());
-            if *unit >= units {
-                return Err(argument("schedule", format!("names unit {unit} of {units}")).in_tensor(tensor));
-            }
-            Ok(Step { matrix: *matrix, unit: *unit, expected_loss: step.expected_loss })
+        .zip(&matrices.first)
+        .flat_map(|(tensor, (first, count))| {
+            let place = |m: usize| ((tensor.name.as_str(), m), *first as usize + m);
+            (0..*count as usize).map(place)
         })
-        .collect()
+        .collect();
+    let mut named: HashMap<(usize, usize), &str> = HashMap::with_capacity(steps.len());
+    let mut order = Vec::with_capacity(steps.len());
+    for step in steps {
+        let (tensor, matrix, unit) = &step.unit;
+        let matrix = places
+            .get(&(tensor.as_str(), *matrix))
+            .ok_or_else(|| argument("schedule", "names a matrix that is not stored").in_tensor(tensor))?;
+        let units = matrices.entries.get(*matrix).map_or(0, |m| m.units.len());
+        if *unit >= units {
+            return Err(argument("schedule", format!("names unit {unit} of {units}")).in_tensor(tensor));
+        }
+        // A unit that a tied tensor named before is there already.
+        if *named.entry((*matrix, *unit)).or_insert(tensor) != tensor {
+            continue;
+        }
+        order.push(Step { matrix: *matrix, unit: *unit, expected_loss: step.expected_loss });
+    }
+    Ok(order)
 }
