@@ -4,6 +4,7 @@
 //! version does not support. Data goes to standard output, progress to standard error.
 
 mod commands;
+mod plot;
 mod progress;
 mod size;
 mod text;
@@ -33,6 +34,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Check every hash, every rule and every code of a .cmf
     Verify(commands::verify::Args),
+    /// Say what fits a budget: units, exact bytes, expected quality
+    Plan(commands::plan::Args),
     /// Write a model back as safetensors or as a Hugging Face directory
     Export(commands::export::Args),
     /// Compare two models tensor by tensor
@@ -71,6 +74,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Diff(args) => commands::diff::run(&args),
         Command::Recipe(args) => commands::recipe::run(&args),

@@ -2,25 +2,7 @@
 
 /// Parses a size in bytes.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match text.get(digits.len()..).unwrap_or("") {
-        "" | "B" => 1,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        other => return Err(format!("`{other}` is no unit of bytes: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB")),
-    };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; for example 90MiB"))?;
-    let bytes = number * unit as f64;
-    if !(0.0..1e18).contains(&bytes) {
-        return Err(format!("`{text}` is out of range"));
-    }
-    Ok(bytes as u64)
+    cmf_loader::plan::parse_bytes(text).map_err(|e| e.to_string())
 }
 
 /// A size for people, in decimal units.

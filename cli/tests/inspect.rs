@@ -65,6 +65,8 @@ fn reports_in_json() -> Outcome {
     assert_keys(&report["segments"][0], &["offset", "stored_bytes", "decoded_bytes", "compression", "hash"])?;
     let keys = [
         "unit",
+        "tensor",
+        "number",
         "matrix",
         "level",
         "row_start",
@@ -102,7 +104,8 @@ fn lists_the_schedule() -> Outcome {
     write_model(&place)?;
     place.good(&["convert", "model", "-o", "model.cmf"])?;
     let shown = place.good(&["inspect", "model.cmf", "--schedule"])?;
-    assert!(shown.contains("\nunit  matrix  level"), "{shown}");
+    assert!(shown.contains("\nunit  tensor"), "{shown}");
+    assert!(shown.contains("  experts.weight[2]  "), "{shown}");
     Ok(())
 }
 

@@ -4,12 +4,14 @@ use crate::progress::{Bar, Unit};
 use crate::{Answer, print, text};
 use cmf_converters::compare::{Differences, TensorDifference, compare};
 use cmf_converters::source;
+use cmf_loader::Budget;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cmf diff SmolLM2-135M-Instruct/ smollm2.cmf
   cmf diff model.safetensors model.cmf --min-snr 20     exit 0 if every tensor has 20 dB or more
+  cmf diff SmolLM2-135M-Instruct/ smollm2.cmf --budget 3bpw      what is left of it within 3 bits per weight
 Exit code 0: the same (or within --min-snr); 1: different.")]
 pub(crate) struct Args {
     /// The original: any format that `cmf convert` reads
@@ -19,6 +21,9 @@ pub(crate) struct Args {
     /// Accept tensors whose signal to noise ratio is at least this many dB
     #[arg(long, value_name = "DB")]
     min_snr: Option<f64>,
+    /// Take of B what fits: 123456, 90MiB, 2bpw, min, max or auto (see `cmf plan`) [default: max]
+    #[arg(long, value_name = "BUDGET")]
+    budget: Option<Budget>,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -28,7 +33,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let (a, b) = (source::open(&args.a)?, source::open(&args.b)?);
+    let (a, b) = (source::open(&args.a)?, source::open_within(&args.b, args.budget)?);
     let bar = Bar::new(args.quiet, Unit::Elements);
     let differences = compare(a.as_ref(), b.as_ref(), &|done, total| bar.set("comparing", done, total))?;
     drop(bar);

@@ -5,13 +5,15 @@ use crate::{Answer, print, size, text};
 use cmf_converters::export::{ExportOptions, export_directory, export_safetensors};
 use cmf_converters::source;
 use cmf_format::DType;
+use cmf_loader::Budget;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cmf export model.cmf -o model.safetensors
   cmf export model.cmf -o SmolLM2-135M-Instruct/        with config, tokenizer and templates
-  cmf export model.cmf -o model.safetensors --dtype f32")]
+  cmf export model.cmf -o model.safetensors --dtype f32
+  cmf export model.cmf -o small.safetensors --budget 90MiB   what a reader within 90 MiB decodes")]
 pub(crate) struct Args {
     /// The .cmf (or any other model that `cmf convert` reads)
     file: PathBuf,
@@ -21,6 +23,9 @@ pub(crate) struct Args {
     /// Element type of floating-point tensors [default: each tensor's own]
     #[arg(long, value_parser = dtype, value_name = "f32|f16|bf16")]
     dtype: Option<DType>,
+    /// Write what fits: 123456, 90MiB, 2bpw, min, max or auto (see `cmf plan`) [default: max]
+    #[arg(long, value_name = "B")]
+    budget: Option<Budget>,
     /// Replace files that exist
     #[arg(short, long)]
     force: bool,
@@ -47,7 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
             args.output.display()
         );
     }
-    let source = source::open(&args.file)?;
+    let source = source::open_within(&args.file, args.budget)?;
     let options = ExportOptions { dtype: args.dtype, force: args.force };
     let bar = Bar::new(args.quiet, Unit::Bytes);
     let progress = |done, total| bar.set("writing", done, total);

@@ -100,6 +100,10 @@ struct SegmentReport {
 #[derive(Serialize)]
 struct StepReport {
     unit: u32,
+    /// The first tensor that has the matrix.
+    tensor: String,
+    /// Which of its matrices, where it has several.
+    number: Option<usize>,
     matrix: u32,
     level: u16,
     row_start: u64,
@@ -133,20 +137,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn report(model: &Model, totals: &Totals) -> anyhow::Result<Report> {
     let archive = model.archive();
     let header = archive.header();
-    let units: Vec<_> = archive.units().collect();
+    let mut owners = vec![None; archive.matrices().len()];
+    for tensor in archive.tensors() {
+        let several = tensor.matrices().len() > 1;
+        for (number, matrix) in tensor.matrices().enumerate() {
+            if let Some(owner) = owners.get_mut(matrix.index() as usize) {
+                owner.get_or_insert((tensor.name(), several.then_some(number)));
+            }
+        }
+    }
     let step = |step: Step<'_, FileSource>| {
         let record = step.record();
-        let unit = units.get(record.unit.get() as usize)?.record();
-        let stated = record.flags.get() & cmf_format::wire::SCHEDULE_LOSS != 0;
+        let unit = step.unit()?;
+        let unit = unit.record();
+        let (tensor, number) = owners.get(unit.matrix.get() as usize).copied().flatten().unwrap_or_default();
         Some(StepReport {
             unit: record.unit.get(),
+            tensor: tensor.into(),
+            number,
             matrix: unit.matrix.get(),
             level: unit.level.get(),
             row_start: unit.row_start.get(),
             rows: unit.rows.get(),
             resident_bytes: unit.resident_bytes.get(),
             cumulative_bytes: record.cumulative_bytes.get(),
-            expected_loss: stated.then(|| record.expected_loss.get()),
+            expected_loss: step.expected_loss(),
         })
     };
     Ok(Report {
@@ -257,12 +272,12 @@ fn show(args: &Args, report: &Report) -> String {
         let row = |s: &StepReport| {
             vec![
                 s.unit.to_string(),
-                s.matrix.to_string(),
+                s.number.map_or_else(|| text::name(&s.tensor), |n| format!("{}[{n}]", text::name(&s.tensor))),
                 s.level.to_string(),
                 format!("{}..{}", s.row_start, s.row_start + s.rows),
                 size::show(s.resident_bytes),
                 size::show(s.cumulative_bytes),
-                s.expected_loss.map_or_else(String::new, |loss| format!("{loss:.4}")),
+                s.expected_loss.map_or_else(String::new, text::number),
             ]
         };
         let rows: Vec<_> = report.schedule.iter().map(row).collect();
@@ -270,7 +285,7 @@ fn show(args: &Args, report: &Report) -> String {
         out += &match rows.is_empty() {
             true => "no schedule: units lie in the order of tensors\n".into(),
             false => {
-                text::table(&[">unit", ">matrix", ">level", ">rows", ">size", ">size so far", ">loss"], &rows)
+                text::table(&[">unit", "tensor", ">level", ">rows", ">size", ">size so far", ">loss"], &rows)
             }
         };
     }

@@ -6,5 +6,6 @@ pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod export;
 pub(crate) mod inspect;
+pub(crate) mod plan;
 pub(crate) mod recipe;
 pub(crate) mod verify;

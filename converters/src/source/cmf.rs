@@ -7,7 +7,7 @@ use cmf_format::NodeData;
 use cmf_format::archive::Step;
 use cmf_format::wire::SCHEDULE_LOSS;
 use cmf_format::write::{MatrixEntry, StepEntry};
-use cmf_loader::{FileSource, Levels, Model};
+use cmf_loader::{Budget, FileSource, Levels, Model, Plan};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -25,6 +25,8 @@ pub struct CmfSource {
     tensors: Vec<TensorInfo>,
     inputs: Vec<InputFile>,
     hashed: Hashed,
+    /// What is read of each tensor; all levels without one.
+    plan: Option<Plan>,
 }
 
 impl CmfSource {
@@ -45,7 +47,26 @@ impl CmfSource {
             inputs.push(input_file(&folder.join(reference.name()))?);
         }
         check_expansion(path, &tensors, &inputs)?;
-        Ok(Self { model, tensors, inputs, hashed: Hashed::default() })
+        Ok(Self { model, tensors, inputs, hashed: Hashed::default(), plan: None })
+    }
+
+    /// Opens an archive, of whose tensors only those levels are read that fit `budget`.
+    ///
+    /// # Errors
+    /// As [`CmfSource::open`]; `BadArgument` for a budget below the minimum, which it names.
+    pub fn open_within(path: &Path, budget: Budget) -> Result<Self> {
+        let mut source = Self::open(path)?;
+        source.plan = Some(source.model.plan(budget).map_err(loader_error)?);
+        Ok(source)
+    }
+
+    /// The units that are read, where a budget chose them.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
+    fn levels(&self) -> Levels<'_> {
+        self.plan.as_ref().map_or(Levels::All, Levels::Plan)
     }
 
     fn tensor(&self, index: usize) -> Result<cmf_loader::Tensor<'_>> {
@@ -164,6 +185,7 @@ fn check_expansion(path: &Path, tensors: &[TensorInfo], inputs: &[InputFile]) ->
 fn loader_error(error: cmf_loader::Error) -> Error {
     let kind = match error.kind() {
         cmf_loader::ErrorKind::Io => ErrorKind::Io,
+        cmf_loader::ErrorKind::Argument => ErrorKind::BadArgument,
         _ => ErrorKind::BadFile,
     };
     Error::new(kind, error.to_string()).caused_by(error)
@@ -176,11 +198,17 @@ impl Source for CmfSource {
 
     fn read_elements(&self, index: usize, range: Range<u64>, out: &mut Vec<u8>) -> Result<()> {
         let width = self.tensors.get(index).map_or(1, |tensor| tensor.dtype.bytes());
-        self.read(index, range, width, out, |tensor, rows, out| tensor.read_elements(rows, out))
+        self.read(index, range, width, out, |tensor, rows, out| match &self.plan {
+            None => tensor.read_elements(rows, out),
+            Some(plan) => {
+                let opened = tensor.open_rows(Levels::Plan(plan), rows.clone())?;
+                opened.read_elements(rows.start as usize..rows.end as usize, out)
+            }
+        })
     }
 
     fn read_values(&self, index: usize, range: Range<u64>, out: &mut Vec<f32>) -> Result<()> {
-        self.read(index, range, 1, out, |tensor, rows, out| tensor.decode_rows(Levels::All, rows, out))
+        self.read(index, range, 1, out, |tensor, rows, out| tensor.decode_rows(self.levels(), rows, out))
     }
 
     fn native_nodes(&self, _: usize, _: Range<u64>, _: u64, _: u64) -> Result<Option<Vec<NodeData>>> {
@@ -200,7 +228,7 @@ impl Source for CmfSource {
             for unit in matrix.units() {
                 let (start, count) = (unit.record().row_start.get(), unit.record().rows.get());
                 let start = top.saturating_add(start);
-                let opened = tensor.open_rows(Levels::All, start..start.saturating_add(count));
+                let opened = tensor.open_rows(self.levels(), start..start.saturating_add(count));
                 if !opened.map_err(loader_error)?.is_exact() {
                     return Ok(false);
                 }

@@ -14,6 +14,7 @@ pub use safetensors::SafetensorsFile;
 
 use crate::error::{Error, Result};
 use cmf_format::{DType, NodeData};
+use cmf_loader::Budget;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -159,6 +160,20 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
         Some(name) => error.found(name),
         None => error,
     })
+}
+
+/// [`open`], and where a budget is given, only the levels of an archive that fit it.
+///
+/// # Errors
+/// As [`open`]; `BadArgument` for a budget below the minimum of the archive, which it names, and for
+/// one with a model in another format, which has one size.
+pub fn open_within(path: &Path, budget: Option<Budget>) -> Result<Box<dyn Source>> {
+    let source = open(path)?;
+    match budget {
+        None => Ok(source),
+        Some(budget) if source.archive().is_some() => Ok(Box::new(CmfSource::open_within(path, budget)?)),
+        Some(_) => Err(Error::bad_argument("budget").file(path).expected("a .cmf").found("another format")),
+    }
 }
 
 /// What the format crate calls a file of another format that begins with `start`.
