@@ -4,6 +4,8 @@
 pub(crate) mod calibrate;
 pub(crate) mod convert;
 pub(crate) mod diff;
+#[cfg(feature = "models")]
+pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod plan;

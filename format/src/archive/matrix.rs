@@ -155,20 +155,47 @@ impl<'a> MatrixView<'a> {
         self.terms.iter().map(|t| (t.row, t.col, &t.view))
     }
 
+    /// Input-side transforms in order of application.
+    pub fn input_transforms(&self) -> &[Transform] {
+        &self.input_transforms
+    }
+
+    /// Output-side transforms in order of application.
+    pub fn output_transforms(&self) -> &[Transform] {
+        &self.output_transforms
+    }
+
+    /// Rows `rows` of the sum of the terms, without the transforms around it, into `out`, row-major:
+    /// for those who transform the activation instead. With output-side transforms all rows of the sum
+    /// are opened.
+    ///
+    /// # Errors
+    /// As [`MatrixView::decode_rows`].
+    pub fn sum_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let opened = match self.output_transforms.is_empty() {
+            true => self.opened.clone(),
+            false => 0..self.rows,
+        };
+        self.check_rows(&opened, &rows, out.len())?;
+        sum_rows(&self.terms, rows, self.cols, out)
+    }
+
+    fn check_rows(&self, opened: &Range<usize>, rows: &Range<usize>, out: usize) -> Result<()> {
+        let fits = opened.start <= rows.start && rows.start <= rows.end && rows.end <= opened.end;
+        if fits && rows.len().checked_mul(self.cols) == Some(out) {
+            return Ok(());
+        }
+        let problem = format!("{rows:?} of [{}, {}] into {out} values", self.rows, self.cols);
+        Err(Error::new(ErrorKind::Argument, "rows", problem))
+    }
+
     /// Decodes rows `rows` into `out`, row-major.
     ///
     /// # Errors
     /// `Argument` when `rows` is not opened or `out` is not `rows.len() * cols` long, `Value`
     /// when the payload breaks a rule.
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let fits = self.opened.start <= rows.start && rows.start <= rows.end && rows.end <= self.opened.end;
-        if !fits || rows.len().checked_mul(self.cols) != Some(out.len()) {
-            return Err(Error::new(
-                ErrorKind::Argument,
-                "rows",
-                format!("{rows:?} of [{}, {}] into {} values", self.rows, self.cols, out.len()),
-            ));
-        }
+        self.check_rows(&self.opened, &rows, out.len())?;
         transform::left_multiply(&self.output_transforms, rows, self.cols, out, &mut |rows, out| {
             sum_rows(&self.terms, rows, self.cols, out)?;
             transform::right_multiply(&self.input_transforms, self.cols, out)

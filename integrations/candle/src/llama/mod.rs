@@ -65,19 +65,26 @@ impl<'w> Llama<'w> {
         &self.config
     }
 
-    /// Logits `[vocab]` after the last of `ids`, which follow what `cache` holds.
+    /// The last layer's output `[1, hidden]` for the last of `ids`, which follow what `cache` holds.
     ///
     /// # Errors
     /// `BadArgument` for an unknown token or none, and as [`Linear::forward`].
-    pub fn next(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+    pub fn hidden(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let rope = RopeTable::new(&self.config, cache.positions, ids.len())?;
         let mut x = self.embedding.gather(ids)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward(&x, &rope, Some(layer), &mut |_, _| Ok(()))?;
         }
         cache.positions += ids.len();
-        let last = x.narrow(0, ids.len().saturating_sub(1), 1)?;
-        let logits = self.head.forward(&self.norm.forward(&last)?)?;
+        Ok(x.narrow(0, ids.len().saturating_sub(1), 1)?)
+    }
+
+    /// Logits `[vocab]` of an output `[1, hidden]` of the last layer.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        let logits = self.head.forward(&self.norm.forward(hidden)?)?;
         Ok(Tensor::cat(&logits, D::Minus1)?.flatten_all()?.to_vec1()?)
     }
 }

@@ -1,0 +1,223 @@
+//! `cmf eval`
+
+use crate::progress::{Bar, Unit};
+use crate::{Answer, print, text};
+use anyhow::Context;
+use cmf_candle::cut::{self, CutModel};
+use cmf_candle::eval::{self, Scores, Subject};
+use cmf_candle::weights::{Dense, Weights};
+use cmf_candle::{AnyModel, Config, Text, Windows};
+use cmf_loader::{Budget, Model, Plan};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cmf eval model.cmf --text wiki.txt --budget 30MiB --budget 2bpw --budget max
+  cmf eval model.cmf --text wiki.txt --budget 30MiB,60MiB --baseline SmolLM2-135M-Instruct/
+The second half of each window is scored, each token from all before it in its window.")]
+pub(crate) struct Args {
+    /// A .cmf, or any other model that `cmf convert` reads
+    file: PathBuf,
+    /// The text to predict
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of the text that are used
+    #[arg(long, default_value_t = 20_480)]
+    tokens: usize,
+    /// Tokens of a window
+    #[arg(long, alias = "context", default_value_t = 512)]
+    ctx: usize,
+    /// Bytes that may be resident, as `cmf plan` takes them; may be repeated [default: max]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', num_args = 1..)]
+    budget: Vec<String>,
+    /// The model to compare predictions with
+    #[arg(long, value_name = "MODEL")]
+    baseline: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    text: String,
+    windows: usize,
+    context: usize,
+    baseline: Option<Scores>,
+    results: Vec<Row>,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Row {
+    budget: Option<String>,
+    budget_bytes: Option<u64>,
+    resident_bytes: u64,
+    bits_per_weight: f64,
+    #[serde(flatten)]
+    scores: Scores,
+    /// Of the layers alone, decoding included.
+    seconds_per_window: f64,
+}
+
+/// A model and what belongs to it.
+struct Opened<'m> {
+    weights: Box<dyn Weights + 'm>,
+    config: Config,
+    text: Option<Text>,
+}
+
+fn open_any(path: &Path) -> anyhow::Result<Opened<'static>> {
+    let model = AnyModel::open(path)?;
+    let (config, text) = (model.config()?, model.text().ok());
+    Ok(Opened { weights: Box::new(Dense(model)), config, text })
+}
+
+fn is_cmf(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start.get(1..) == Some(b"CMF")
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let started = Instant::now();
+    let budgets = args.budget.iter().map(|b| Budget::parse(b)).collect::<Result<Vec<_>, _>>()?;
+    let model = is_cmf(&args.file).then(|| Model::open(&args.file)).transpose()?;
+    let baseline = args.baseline.as_deref().map(open_any).transpose()?;
+    let (opened, rows) = match &model {
+        Some(model) => open_cuts(model, &args.budget, &budgets)?,
+        None if budgets.is_empty() => {
+            let elements = cmf_converters::source::open(&args.file)?;
+            let (elements, bytes) = elements.tensors().iter().fold((0, 0), |(elements, bytes), tensor| {
+                let n = tensor.elements().unwrap_or(0);
+                (
+                    n.saturating_add(elements),
+                    n.saturating_mul(tensor.dtype.bytes() as u64).saturating_add(bytes),
+                )
+            });
+            let bits = bytes as f64 * 8.0 / elements.max(1) as f64;
+            (vec![open_any(&args.file)?], vec![(None, None, bytes, bits)])
+        }
+        None => anyhow::bail!("{}: --budget needs a .cmf", args.file.display()),
+    };
+    let tokenizer = opened.first().and_then(|o| o.text.as_ref());
+    let tokenizer = tokenizer.or(baseline.as_ref().and_then(|b| b.text.as_ref()));
+    let tokenizer = tokenizer.context("tokenizer.json is not there")?;
+    let windows = Windows::read(&args.text, tokenizer, args.tokens, args.ctx)?;
+    let bar = Bar::new(args.quiet, Unit::Layers);
+    let states = |opened: &'_ Opened<'_>| {
+        let begun = Instant::now();
+        let states = subject(opened).states(&windows, &|done, total| bar.set("layers", done, total))?;
+        Ok::<_, anyhow::Error>((states, begun.elapsed().as_secs_f64()))
+    };
+    let base = match &baseline {
+        Some(opened) => Some((subject(opened), states(opened)?.0)),
+        None => None,
+    };
+    let (mut subjects, mut seconds) = (Vec::new(), Vec::new());
+    for opened in &opened {
+        let (states, taken) = states(opened)?;
+        subjects.push((subject(opened), states));
+        seconds.push(taken / windows.iter().len() as f64);
+    }
+    let progress = |done, total| bar.set("scores", done, total);
+    let (own, scores) = eval::score(&subjects, base.as_ref(), &windows, &progress)?;
+    drop(bar);
+    let results = rows.into_iter().zip(scores).zip(seconds);
+    let report = Report {
+        text: args.text.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        windows: windows.iter().len(),
+        context: windows.context(),
+        baseline: own,
+        results: results
+            .map(|(((budget, budget_bytes, resident_bytes, bits_per_weight), scores), seconds_per_window)| {
+                Row { budget, budget_bytes, resident_bytes, bits_per_weight, scores, seconds_per_window }
+            })
+            .collect(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    print(&if args.json { text::json(&report)? } else { table(&report) })?;
+    Ok(Answer::Yes)
+}
+
+fn subject<'s>(opened: &'s Opened<'_>) -> Subject<'s> {
+    Subject { weights: opened.weights.as_ref(), config: &opened.config }
+}
+
+type Size = (Option<String>, Option<u64>, u64, f64);
+
+/// The model under each budget.
+fn open_cuts<'m>(
+    model: &'m Model,
+    names: &[String],
+    budgets: &[Budget],
+) -> anyhow::Result<(Vec<Opened<'m>>, Vec<Size>)> {
+    let (config, default) = (cut::config(model)?, [Budget::Maximum]);
+    let budgets = if budgets.is_empty() { &default } else { budgets };
+    let (mut opened, mut rows) = (Vec::new(), Vec::new());
+    for (i, budget) in budgets.iter().enumerate() {
+        let plan: Plan = model.plan(*budget)?;
+        rows.push((
+            Some(names.get(i).cloned().unwrap_or_else(|| budget.to_string())),
+            Some(plan.budget_bytes()),
+            plan.resident_bytes(),
+            plan.bits_per_weight(),
+        ));
+        opened.push(Opened {
+            weights: Box::new(Dense(CutModel::new(model, Some(plan))?)),
+            config: config.clone(),
+            text: cut::text(model).ok(),
+        });
+    }
+    Ok((opened, rows))
+}
+
+fn table(report: &Report) -> String {
+    let head = [
+        "budget",
+        ">resident bytes",
+        ">bits",
+        ">perplexity",
+        ">bits/byte",
+        ">KL mean",
+        ">KL 99%",
+        ">top-1 %",
+        ">s/window",
+    ];
+    let show = |value: Option<f64>, digits: usize| value.map_or(String::new(), |v| format!("{v:.digits$}"));
+    let cells = |budget: &str, resident: Option<u64>, bits: Option<f64>, s: &Scores, seconds: Option<f64>| {
+        vec![
+            budget.to_owned(),
+            resident.map_or(String::new(), |b| b.to_string()),
+            show(bits, 3),
+            format!("{:.3}", s.perplexity),
+            format!("{:.4}", s.bits_per_byte),
+            show(s.kl_mean, 5),
+            show(s.kl_p99, 4),
+            show(s.top1_agreement.map(|share| share * 100.0), 2),
+            show(seconds, 2),
+        ]
+    };
+    let mut rows = Vec::new();
+    if let Some(scores) = &report.baseline {
+        rows.push(cells("(baseline)", None, None, scores, None));
+    }
+    rows.extend(report.results.iter().map(|row| {
+        let budget = row.budget.as_deref().unwrap_or("(whole)");
+        let (resident, bits) = (row.resident_bytes, row.bits_per_weight);
+        cells(budget, Some(resident), Some(bits), &row.scores, Some(row.seconds_per_window))
+    }));
+    let mut out = text::table(&head, &rows);
+    out += &format!(
+        "{}: {} windows of {} tokens, {:.1} s\n",
+        report.text, report.windows, report.context, report.seconds
+    );
+    out
+}

@@ -1,0 +1,198 @@
+//! Packed weights: matrices are decoded block by block as they are multiplied with, straight from
+//! the file, as far as a plan holds them. The plan can be changed between tokens.
+
+mod multiply;
+
+use crate::error::{Error, Result};
+use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
+use candle_core::{Device, Tensor};
+use cmf_format::archive::{Cut, Matrix, MatrixView};
+use cmf_loader::{FileSource, Levels, Model, Plan};
+use rayon::prelude::*;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A `.cmf` whose matrices stay packed.
+///
+/// What is resident is a snapshot: [`PackedModel::set_plan`] makes the next one and puts it in the
+/// place of the old one, which lives until the multiplications that use it are done.
+pub struct PackedModel<'m> {
+    model: &'m Model,
+    snapshot: RwLock<Arc<Snapshot<'m>>>,
+}
+
+/// Which units are resident.
+#[derive(Clone)]
+struct Snapshot<'m> {
+    plan: Plan,
+    /// Of each matrix that is in use.
+    slots: Vec<Slot<'m>>,
+}
+
+/// A matrix that is in use.
+#[derive(Clone)]
+struct Slot<'m> {
+    matrix: Matrix<'m, FileSource>,
+    /// Units of the matrix that are held, by their place in it.
+    held: Vec<bool>,
+    view: Arc<MatrixView<'m>>,
+}
+
+impl<'m> Slot<'m> {
+    fn held(matrix: &Matrix<'m, FileSource>, plan: &Plan) -> Result<Vec<bool>> {
+        let units = plan.of(matrix.archive()).ok_or_else(|| Error::argument("plan of another model"))?;
+        Ok(matrix.units().map(|unit| units.includes(unit.index())).collect())
+    }
+
+    fn open(matrix: Matrix<'m, FileSource>, held: Vec<bool>) -> Result<Self> {
+        let first = matrix.record().first_unit.get();
+        let holds = |unit: u32| {
+            unit.checked_sub(first).and_then(|place| held.get(place as usize)).copied().unwrap_or(false)
+        };
+        let view = Arc::new(MatrixView::open(&matrix, Cut::Units(&holds))?);
+        Ok(Self { matrix, held, view })
+    }
+}
+
+impl<'m> PackedModel<'m> {
+    /// The matrices of `model` under `plan`.
+    pub fn new(model: &'m Model, plan: Plan) -> Self {
+        Self { model, snapshot: RwLock::new(Arc::new(Snapshot { plan, slots: Vec::new() })) }
+    }
+
+    /// The plan that is in force.
+    pub fn plan(&self) -> Plan {
+        self.snapshot().plan.clone()
+    }
+
+    /// Changes what is resident. Only matrices whose units change are opened again; nothing is
+    /// read or decoded here. After an error all is as it was.
+    ///
+    /// # Errors
+    /// `BadArgument` for the plan of another model, `BadModel` for units that cannot be opened.
+    pub fn set_plan(&self, plan: Plan) -> Result<()> {
+        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let slots = current.slots.par_iter().map(|slot| {
+            let held = Slot::held(&slot.matrix, &plan)?;
+            if held == slot.held { Ok(slot.clone()) } else { Slot::open(slot.matrix, held) }
+        });
+        let slots = slots.collect::<Result<_>>()?;
+        *current = Arc::new(Snapshot { plan, slots });
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot<'m>> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The matrix of slot `slot` as it is now.
+    fn view(&self, slot: usize) -> Result<Arc<MatrixView<'m>>> {
+        let snapshot = self.snapshot();
+        snapshot.slots.get(slot).map(|s| Arc::clone(&s.view)).ok_or_else(|| Error::argument("no such matrix"))
+    }
+
+    /// A slot for the matrix called `name`, which is tied to one that is in use or a new one.
+    fn slot(&self, name: &str, rows: usize, cols: usize) -> Result<usize> {
+        let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
+        check_shape(name, &tensor.shape(), &[rows, cols])?;
+        if tensor.is_delta() {
+            let name = name.escape_debug();
+            return Err(Error::unsupported(format!("tensor `{name}` is a delta, which cannot stay packed")));
+        }
+        let mut matrices = tensor.stored()?.matrices();
+        let matrix = match (matrices.next(), matrices.len()) {
+            (Some(matrix), 0) => matrix,
+            _ => {
+                return Err(Error::unsupported(format!(
+                    "tensor `{}` is no single matrix",
+                    name.escape_debug()
+                )));
+            }
+        };
+        check_shape(name, &[matrix.rows(), matrix.cols()], &[rows, cols])?;
+        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let same = |slot: &Slot<'_>| {
+            slot.matrix.index() == matrix.index()
+                && std::ptr::eq(slot.matrix.archive().source(), matrix.archive().source())
+        };
+        if let Some(found) = current.slots.iter().position(same) {
+            return Ok(found);
+        }
+        let opened = Slot::open(matrix, Slot::held(&matrix, &current.plan)?)?;
+        let mut next = Snapshot::clone(&current);
+        next.slots.push(opened);
+        *current = Arc::new(next);
+        Ok(current.slots.len().saturating_sub(1))
+    }
+}
+
+impl<'m> Weights for PackedModel<'m> {
+    /// A vector is read once, under the plan that is in force when the model is loaded.
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
+        check_shape(name, &tensor.shape(), &[elements])?;
+        let mut values = vec![0.0; elements];
+        tensor.decode(Levels::Plan(&self.plan()), &mut values)?;
+        Ok(Tensor::from_vec(values, elements, &Device::Cpu)?)
+    }
+
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+        let slots = matrices.iter().map(|m| self.slot(&m.name, m.outputs, inputs));
+        let slots = slots.collect::<Result<Vec<_>>>()?;
+        let views = slots.iter().map(|slot| self.view(*slot)).collect::<Result<Vec<_>>>()?;
+        let same = |view: &Arc<MatrixView<'_>>| {
+            views.iter().position(|first| first.input_transforms() == view.input_transforms())
+        };
+        let inputs = views.iter().map(|view| same(view).unwrap_or(0)).collect();
+        Ok(Box::new(PackedLinear { model: self, slots, inputs }))
+    }
+
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        Ok(Box::new(PackedRows { model: self, slot: self.slot(name, rows, cols)?, cols }))
+    }
+}
+
+/// Packed matrices that read the same input.
+struct PackedLinear<'w, 'm> {
+    model: &'w PackedModel<'m>,
+    slots: Vec<usize>,
+    /// For each, the first whose input-side transforms are the same.
+    inputs: Vec<usize>,
+}
+
+impl Linear for PackedLinear<'_, '_> {
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        let snapshot = self.model.snapshot();
+        let mut transformed: Vec<Option<Tensor>> = vec![None; self.slots.len()];
+        let mut products = Vec::new();
+        for (slot, input) in self.slots.iter().zip(&self.inputs) {
+            let slot = snapshot.slots.get(*slot).ok_or_else(|| Error::argument("no such matrix"))?;
+            let x = match transformed.get_mut(*input) {
+                Some(Some(x)) => x.clone(),
+                Some(place) => place.insert(multiply::transform(&slot.view, x)?).clone(),
+                None => multiply::transform(&slot.view, x)?,
+            };
+            products.push(multiply::multiply(&slot.view, &x)?);
+        }
+        Ok(products)
+    }
+}
+
+/// A packed embedding.
+struct PackedRows<'w, 'm> {
+    model: &'w PackedModel<'m>,
+    slot: usize,
+    cols: usize,
+}
+
+impl Rows for PackedRows<'_, '_> {
+    fn gather(&self, ids: &[u32]) -> Result<Tensor> {
+        let view = self.model.view(self.slot)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= view.rows()) {
+            return Err(Error::argument(format!("token {id} of an embedding of {}", view.rows())));
+        }
+        let mut values = vec![0.0; ids.len().saturating_mul(self.cols)];
+        let rows = values.par_chunks_exact_mut(self.cols).zip(ids);
+        rows.try_for_each(|(out, id)| view.decode_rows(*id as usize..*id as usize + 1, out))?;
+        Ok(Tensor::from_vec(values, (ids.len(), self.cols), &Device::Cpu)?)
+    }
+}
