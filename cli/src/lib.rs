@@ -45,6 +45,9 @@ enum Command {
     /// Take the second moments of activations, for conversions that weigh errors by them
     #[cfg(feature = "models")]
     Calibrate(commands::calibrate::Args),
+    /// Talk to a model, under a budget
+    #[cfg(feature = "models")]
+    Run(commands::run::Args),
     /// Measure how well a model predicts a text, under each of several budgets
     #[cfg(feature = "models")]
     Eval(commands::eval::Args),
@@ -83,6 +86,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Recipe(args) => commands::recipe::run(&args),
         #[cfg(feature = "models")]
         Command::Calibrate(args) => commands::calibrate::run(&args),
+        #[cfg(feature = "models")]
+        Command::Run(args) => commands::run::run(&args),
         #[cfg(feature = "models")]
         Command::Eval(args) => commands::eval::run(&args),
         Command::Completions { shell } => {

@@ -4,7 +4,8 @@ use crate::progress::{Bar, Unit};
 use crate::{Answer, print, text};
 use anyhow::Context;
 use cmf_candle::cut::{self, CutModel};
-use cmf_candle::eval::{self, Scores, Subject};
+use cmf_candle::eval::kept::{self, Key};
+use cmf_candle::eval::{self, Scores, States, Subject};
 use cmf_candle::weights::{Dense, Weights};
 use cmf_candle::{AnyModel, Config, Text, Windows};
 use cmf_loader::{Budget, Model, Plan};
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// The model to compare predictions with
     #[arg(long, value_name = "MODEL")]
     baseline: Option<PathBuf>,
+    /// Keep what the baseline's layers make of the text in a file, and take it from there next time
+    #[arg(long, value_name = "FILE.cmf", requires = "baseline")]
+    keep_baseline: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -72,12 +76,13 @@ struct Opened<'m> {
     weights: Box<dyn Weights + 'm>,
     config: Config,
     text: Option<Text>,
+    fingerprint: String,
 }
 
 fn open_any(path: &Path) -> anyhow::Result<Opened<'static>> {
     let model = AnyModel::open(path)?;
-    let (config, text) = (model.config()?, model.text().ok());
-    Ok(Opened { weights: Box::new(Dense(model)), config, text })
+    let (config, text, fingerprint) = (model.config()?, model.text().ok(), model.fingerprint());
+    Ok(Opened { weights: Box::new(Dense(model)), config, text, fingerprint })
 }
 
 fn is_cmf(path: &Path) -> bool {
@@ -118,7 +123,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         Ok::<_, anyhow::Error>((states, begun.elapsed().as_secs_f64()))
     };
     let base = match &baseline {
-        Some(opened) => Some((subject(opened), states(opened)?.0)),
+        Some(opened) => Some((subject(opened), kept_states(args, opened, &windows, &states)?)),
         None => None,
     };
     let (mut subjects, mut seconds) = (Vec::new(), Vec::new());
@@ -145,6 +150,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     print(&if args.json { text::json(&report)? } else { table(&report) })?;
     Ok(Answer::Yes)
+}
+
+/// The baseline's states: those that were kept, or new ones, which are.
+fn kept_states(
+    args: &Args,
+    opened: &Opened<'_>,
+    windows: &Windows,
+    states: &dyn Fn(&Opened<'_>) -> anyhow::Result<(States, f64)>,
+) -> anyhow::Result<States> {
+    let Some(path) = &args.keep_baseline else { return Ok(states(opened)?.0) };
+    let key = Key::new(&opened.fingerprint, windows);
+    if let Some(states) = kept::load(path, &key, &opened.config, windows)? {
+        return Ok(states);
+    }
+    let states = states(opened)?.0;
+    kept::save(path, &key, &states)?;
+    Ok(states)
 }
 
 fn subject<'s>(opened: &'s Opened<'_>) -> Subject<'s> {
@@ -174,6 +196,7 @@ fn open_cuts<'m>(
             weights: Box::new(Dense(CutModel::new(model, Some(plan))?)),
             config: config.clone(),
             text: cut::text(model).ok(),
+            fingerprint: String::new(),
         });
     }
     Ok((opened, rows))

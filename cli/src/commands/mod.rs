@@ -10,4 +10,6 @@ pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod recipe;
+#[cfg(feature = "models")]
+pub(crate) mod run;
 pub(crate) mod verify;

@@ -47,6 +47,11 @@ impl AnyModel {
         Text::parse(&self.require("tokenizer.json")?)
     }
 
+    /// Says which files it is read from, and in which state: name, length and time of each.
+    pub fn fingerprint(&self) -> String {
+        self.source.inputs().iter().map(|f| format!("{:?} {} {}\n", f.path, f.bytes, f.modified_ns)).collect()
+    }
+
     fn require(&self, name: &str) -> Result<Vec<u8>> {
         self.file(name)?.ok_or_else(|| Error::model(format!("{}: {name} is not there", self.path.display())))
     }

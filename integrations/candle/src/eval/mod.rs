@@ -3,6 +3,7 @@
 //! The second half of each window is scored, as llama.cpp does: of `context` tokens, those from
 //! `context / 2 + 1` on, each predicted from all before it in its window.
 
+pub mod kept;
 mod score;
 
 pub use score::Scores;

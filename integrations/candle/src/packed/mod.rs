@@ -20,6 +20,12 @@ pub struct PackedModel<'m> {
     snapshot: RwLock<Arc<Snapshot<'m>>>,
 }
 
+/// Bytes that are held beside packed weights while they are multiplied with: a decoded block for each
+/// thread.
+pub fn scratch_bytes() -> u64 {
+    (rayon::current_num_threads() as u64).saturating_mul(multiply::BLOCK_ELEMS as u64 * 4)
+}
+
 /// Which units are resident.
 #[derive(Clone)]
 struct Snapshot<'m> {

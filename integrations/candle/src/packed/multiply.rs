@@ -9,14 +9,9 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Values of a block: with what the decoder reads for it, it stays in the cache of a core.
-const BLOCK_ELEMS: usize = 1 << 16;
+pub(super) const BLOCK_ELEMS: usize = 1 << 16;
 /// Tokens up to which dot products are as fast as a matrix product.
 const FEW_TOKENS: usize = 4;
-
-/// What is held beside the packed bytes while `threads` threads multiply: a block each.
-pub(crate) fn scratch_bytes(threads: usize) -> u64 {
-    (threads as u64).saturating_mul(BLOCK_ELEMS as u64 * 4)
-}
 
 /// `x`, `[tokens, inputs]`, after the input-side transforms of `view`.
 pub(super) fn transform(view: &MatrixView<'_>, x: &Tensor) -> Result<Tensor> {
