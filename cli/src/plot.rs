@@ -30,6 +30,8 @@ pub(crate) struct Chart {
     pub(crate) y_label: String,
     pub(crate) series: Vec<Series>,
     pub(crate) marks: Vec<Mark>,
+    /// Texts beside points.
+    pub(crate) notes: Vec<Note>,
 }
 
 /// Values with one name and colour.
@@ -47,7 +49,6 @@ pub(crate) enum Kind {
     /// Connected in the order of their first coordinate.
     Line,
     /// Each by itself.
-    #[allow(dead_code, reason = "drawn where measured values stand beside a curve")]
     Dots,
 }
 
@@ -56,6 +57,13 @@ pub(crate) struct Mark {
     pub(crate) x: f64,
     pub(crate) y: Option<f64>,
     pub(crate) label: String,
+}
+
+/// A text beside a point.
+pub(crate) struct Note {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) text: String,
 }
 
 /// The picture as the text of an SVG file; the same for the same chart everywhere.
@@ -150,8 +158,13 @@ where
             drawn.draw_series([Circle::new((mark.x, top), 5, INK.filled())]).map_err(failed)?;
         }
         // Upwards, so that the texts of neighbours do not run into each other.
-        let style = style.transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center));
+        let style = style.clone().transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center));
         let text = EmptyElement::at((mark.x, top)) + Text::new(mark.label.clone(), (0, -12), style);
+        drawn.draw_series([text]).map_err(failed)?;
+    }
+    let beside = style.pos(Pos::new(HPos::Left, VPos::Center));
+    for note in &chart.notes {
+        let text = EmptyElement::at((note.x, note.y)) + Text::new(note.text.clone(), (8, 0), beside.clone());
         drawn.draw_series([text]).map_err(failed)?;
     }
     if has_names {
@@ -221,6 +234,7 @@ mod tests {
                 Mark { x: 3.0, y: Some(2.0), label: "3 MB".into() },
                 Mark { x: 1.0, y: None, label: "<1 MB".into() },
             ],
+            notes: vec![Note { x: 2.0, y: 1.0, text: "Q&4".into() }],
         }
     }
 
@@ -230,7 +244,10 @@ mod tests {
             let text = svg(&chart(points))?;
             assert!(text.starts_with("<svg ") && text.trim_end().ends_with("</svg>"));
             assert!(
-                text.contains("a &amp; b") && text.contains("3 MB") && text.contains("&lt;1 MB"),
+                text.contains("a &amp; b")
+                    && text.contains("Q&amp;4")
+                    && text.contains("3 MB")
+                    && text.contains("&lt;1 MB"),
                 "{text}"
             );
         }

@@ -189,6 +189,7 @@ fn chart(name: &str, schedule: &Schedule, plans: &[(String, Plan)]) -> Chart {
         y_label: if stated { "expected loss" } else { "units held" }.into(),
         series: vec![Series { name: String::new(), kind: Kind::Line, points: points.collect() }],
         marks: plans.iter().map(mark).collect(),
+        notes: Vec::new(),
     }
 }
 

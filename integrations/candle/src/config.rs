@@ -310,3 +310,39 @@ impl RopeScaling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published parameters of Llama 3.2 1B.
+    fn llama3() -> Rope {
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_positions: 8192.0,
+        };
+        Rope { theta: 500_000.0, scaling }
+    }
+
+    #[test]
+    fn llama3_keeps_high_frequencies_and_divides_low_ones() {
+        let plain = Rope { scaling: RopeScaling::None, ..llama3() }.frequencies(64);
+        let scaled = llama3().frequencies(64);
+        assert_eq!(scaled.first(), plain.first());
+        let last = scaled.last().zip(plain.last());
+        assert!(last.is_some_and(|(scaled, plain)| (scaled * 32.0 / plain - 1.0).abs() < 1e-12));
+        let ratios: Vec<_> = scaled.iter().zip(&plain).map(|(s, p)| s / p).collect();
+        assert!(ratios.is_sorted_by(|a, b| a >= b), "{ratios:?}");
+        let between = ratios.iter().filter(|r| **r < 0.999 && **r > 1.001 / 32.0).count();
+        // Wavelengths from 2048 to 8192 of base 500 000 in 32 pairs.
+        assert_eq!(between, 3, "{ratios:?}");
+    }
+
+    #[test]
+    fn linear_divides_all_frequencies() {
+        let rope = Rope { theta: 100.0, scaling: RopeScaling::Linear(4.0) };
+        assert_eq!(rope.frequencies(4), [0.25, 0.025]);
+    }
+}

@@ -158,6 +158,6 @@ fn template_sees_messages_and_python_methods() -> TestResult {
     let config = json!({"chat_template": template, "bos_token": {"content": "<s>"}}).to_string();
     let chat = Chat::parse(config.as_bytes(), None)?;
     let message = Message { role: "user".into(), content: " hi ".into() };
-    assert_eq!(chat.prompt(&[message])?, "<s>\n[USER] hi >");
+    assert_eq!(chat.prompt(&[message])?, "<s>[USER] hi >");
     Ok(())
 }

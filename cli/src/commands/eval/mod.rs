@@ -1,7 +1,9 @@
 //! `cmf eval`
 
+mod report;
+
 use crate::progress::{Bar, Unit};
-use crate::{Answer, print, text};
+use crate::{Answer, plot, print, text};
 use anyhow::Context;
 use cmf_candle::cut::{self, CutModel};
 use cmf_candle::eval::kept::{self, Key};
@@ -9,7 +11,7 @@ use cmf_candle::eval::{self, Scores, States, Subject};
 use cmf_candle::weights::{Dense, Weights};
 use cmf_candle::{AnyModel, Config, Text, Windows};
 use cmf_loader::{Budget, Model, Plan};
-use serde::Serialize;
+use report::{Report, Row};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,34 +43,21 @@ pub(crate) struct Args {
     /// Keep what the baseline's layers make of the text in a file, and take it from there next time
     #[arg(long, value_name = "FILE.cmf", requires = "baseline")]
     keep_baseline: Option<PathBuf>,
+    /// Draw divergence (perplexity without a baseline) against bytes
+    #[arg(long, value_name = "OUT.svg")]
+    plot: Option<PathBuf>,
+    /// Results of other files for the picture: a JSON list of name, bytes, kl_mean, perplexity
+    #[arg(long, value_name = "FILE.json", requires = "plot")]
+    points: Option<PathBuf>,
+    /// Replace a picture that exists
+    #[arg(short, long)]
+    force: bool,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
-}
-
-#[derive(Serialize)]
-struct Report {
-    text: String,
-    windows: usize,
-    context: usize,
-    baseline: Option<Scores>,
-    results: Vec<Row>,
-    seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Row {
-    budget: Option<String>,
-    budget_bytes: Option<u64>,
-    resident_bytes: u64,
-    bits_per_weight: f64,
-    #[serde(flatten)]
-    scores: Scores,
-    /// Of the layers alone, decoding included.
-    seconds_per_window: f64,
 }
 
 /// A model and what belongs to it.
@@ -93,6 +82,10 @@ fn is_cmf(path: &Path) -> bool {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let started = Instant::now();
+    if let Some(path) = args.plot.as_ref().filter(|path| path.exists() && !args.force) {
+        anyhow::bail!("{}: exists; --force replaces it", path.display());
+    }
+    let points = args.points.as_deref().map(report::points).transpose()?.unwrap_or_default();
     let budgets = args.budget.iter().map(|b| Budget::parse(b)).collect::<Result<Vec<_>, _>>()?;
     let model = is_cmf(&args.file).then(|| Model::open(&args.file)).transpose()?;
     let baseline = args.baseline.as_deref().map(open_any).transpose()?;
@@ -148,7 +141,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
             .collect(),
         seconds: started.elapsed().as_secs_f64(),
     };
-    print(&if args.json { text::json(&report)? } else { table(&report) })?;
+    if let Some(path) = &args.plot {
+        let name = args.file.file_name().unwrap_or_default().to_string_lossy();
+        let picture = plot::svg(&report::chart(&name, &report, &points))?;
+        std::fs::write(path, picture).with_context(|| path.display().to_string())?;
+    }
+    print(&if args.json { text::json(&report)? } else { report::table(&report) })?;
     Ok(Answer::Yes)
 }
 
@@ -200,47 +198,4 @@ fn open_cuts<'m>(
         });
     }
     Ok((opened, rows))
-}
-
-fn table(report: &Report) -> String {
-    let head = [
-        "budget",
-        ">resident bytes",
-        ">bits",
-        ">perplexity",
-        ">bits/byte",
-        ">KL mean",
-        ">KL 99%",
-        ">top-1 %",
-        ">s/window",
-    ];
-    let show = |value: Option<f64>, digits: usize| value.map_or(String::new(), |v| format!("{v:.digits$}"));
-    let cells = |budget: &str, resident: Option<u64>, bits: Option<f64>, s: &Scores, seconds: Option<f64>| {
-        vec![
-            budget.to_owned(),
-            resident.map_or(String::new(), |b| b.to_string()),
-            show(bits, 3),
-            format!("{:.3}", s.perplexity),
-            format!("{:.4}", s.bits_per_byte),
-            show(s.kl_mean, 5),
-            show(s.kl_p99, 4),
-            show(s.top1_agreement.map(|share| share * 100.0), 2),
-            show(seconds, 2),
-        ]
-    };
-    let mut rows = Vec::new();
-    if let Some(scores) = &report.baseline {
-        rows.push(cells("(baseline)", None, None, scores, None));
-    }
-    rows.extend(report.results.iter().map(|row| {
-        let budget = row.budget.as_deref().unwrap_or("(whole)");
-        let (resident, bits) = (row.resident_bytes, row.bits_per_weight);
-        cells(budget, Some(resident), Some(bits), &row.scores, Some(row.seconds_per_window))
-    }));
-    let mut out = text::table(&head, &rows);
-    out += &format!(
-        "{}: {} windows of {} tokens, {:.1} s\n",
-        report.text, report.windows, report.context, report.seconds
-    );
-    out
 }
