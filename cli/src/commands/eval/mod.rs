@@ -7,7 +7,7 @@ use crate::{Answer, plot, print, text};
 use anyhow::Context;
 use cmf_candle::cut::{self, CutModel};
 use cmf_candle::eval::kept::{self, Key};
-use cmf_candle::eval::{self, Scores, States, Subject};
+use cmf_candle::eval::{self, States, Subject};
 use cmf_candle::weights::{Dense, Weights};
 use cmf_candle::{AnyModel, Config, Text, Windows};
 use cmf_loader::{Budget, Model, Plan};
