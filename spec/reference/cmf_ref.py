@@ -1231,6 +1231,77 @@ def lossless_values(node, segments, children):
     return elements_to_f32(lossless_bytes(node, segments), node.fields.dtype).reshape(node.rows, node.cols)
 
 
+# trellis
+
+
+def trellis_open(node, sizes):
+    fields = "state_bits step_bits code axis path_elems multiplier addend scale_rows scale_cols reserved"
+    d = parse_descriptor(node, "<BBBBIIIIIQ", fields)
+    rule(6 <= d.state_bits <= 16 and 1 <= d.step_bits <= 4 and d.axis <= 1, d)
+    check(d.code <= 1, "unsupported", d)
+    rule(d.code == 1 or d.multiplier == d.addend == 0, d)
+    down = ceil_div(node.rows, d.scale_rows) if d.scale_rows else min(node.rows, 1)
+    across = ceil_div(node.cols, d.scale_cols) if d.scale_cols else min(node.cols, 1)
+    shapes = [({down, 1}, {across, 1})] + [({1}, {2**d.state_bits})] * (d.code == 0)
+    elems, lines = trellis_axis(node)
+    whole, rest = divmod(elems, trellis_path(node)) if elems else (0, 0)
+    words = whole * trellis_words(d, trellis_path(node)) + trellis_words(d, rest)
+    check_parts(node, sizes, [words * lines * 4], shapes)
+
+
+def trellis_axis(node):
+    """Weights along the axis that paths run along, and how many such lines there are."""
+    return (node.cols, node.rows) if node.fields.axis else (node.rows, node.cols)
+
+
+def trellis_path(node):
+    return node.fields.path_elems or trellis_axis(node)[0]
+
+
+def trellis_words(d, elems):
+    return ceil_div(elems * d.step_bits, 32)
+
+
+def trellis_bits(node, segments):
+    """For each path along the axis: its first weight, its weights, and all bits of its words [lines, bits]."""
+    elems, lines = trellis_axis(node)
+    words, first_word = np.frombuffer(segments[0], "<u4"), 0
+    for start in range(0, elems if lines else 0, trellis_path(node) or 1):
+        count = min(trellis_path(node), elems - start)
+        end_word = first_word + trellis_words(node.fields, count)
+        if node.fields.axis:
+            own = words.reshape(lines, -1)[:, first_word:end_word]
+        else:
+            own = words[first_word * lines : end_word * lines].reshape(-1, lines).T
+        bits = own[:, :, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)
+        yield start, count, bits.reshape(lines, -1)
+        first_word = end_word
+
+
+def trellis_payload(node, segments):
+    for _, count, bits in trellis_bits(node, segments):
+        check(not bits[:, count * node.fields.step_bits :].any(), "value", "trellis: bits after a path")
+
+
+def trellis_values(node, segments, children):
+    d, windows = node.fields, np.zeros(trellis_axis(node)[::-1], np.uint64)
+    for start, count, bits in trellis_bits(node, segments):
+        ends = (np.arange(count) + 1) * d.step_bits
+        for i in range(d.state_bits):
+            ring = bits[:, (ends - d.state_bits + i) % (count * d.step_bits)].astype(np.uint64)
+            windows[:, start : start + count] |= ring << np.uint64(i)
+    windows = windows if d.axis else windows.T
+    if d.code == 0:
+        v = children[1][0][windows]
+    else:
+        x = windows * np.uint64(d.multiplier) + np.uint64(d.addend)
+        total = sum(x >> np.uint64(8 * i) & np.uint64(255) for i in range(4))
+        v = total.astype(np.float32) - np.float32(510)
+    rows = np.arange(node.rows) // (d.scale_rows or node.rows)
+    cols = np.arange(node.cols) // (d.scale_cols or node.cols)
+    return v * broadcast(children[0], rows, cols)
+
+
 # nested
 
 NestedLevel = collections.namedtuple("NestedLevel", "bits map rounding group_cols")
@@ -1289,6 +1360,7 @@ ENCODINGS = {
     4: Encoding("low_rank", low_rank_open, None, low_rank_values),
     5: Encoding("codebook", codebook_open, codebook_payload, codebook_values),
     6: Encoding("lossless", lossless_open, lossless_bytes, lossless_values),
+    7: Encoding("trellis", trellis_open, trellis_payload, trellis_values),
     8: Encoding("sign_low_rank", sign_low_rank_open, sign_low_rank_payload, sign_low_rank_values),
     9: Encoding("nested", nested_open, nested_payload, nested_values),
 }
@@ -1530,7 +1602,8 @@ def map_file(path):
 def describe(node):
     """An encoding and those of its children, like `grouped bits 4 (dense f16, dense u8)`."""
     fields = node.fields._asdict() if node.unknown is None else {}
-    shown = [f" {name} {fields[name]}" for name in ("codebooks", "bits", "rank", "layout") if name in fields]
+    names = "codebooks", "bits", "rank", "layout", "state_bits", "step_bits"
+    shown = [f" {name} {fields[name]}" for name in names if name in fields]
     shown += [f" {DTYPES[fields['dtype']][0]}"] if "dtype" in fields else []
     children = ", ".join(map(describe, node.children))
     return node.name() + "".join(shown) + (f" ({children})" if children else "")
