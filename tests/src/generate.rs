@@ -2,7 +2,9 @@
 
 use crate::samples::SMALL;
 use arbitrary::{Result, Unstructured};
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse};
+use cmf_format::encoding::{
+    codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse, trellis,
+};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{DType, NodeData, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -32,7 +34,7 @@ fn fits<T>(result: cmf_format::Result<T>) -> T {
 /// # Errors
 /// When the input is not enough.
 pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
-    let choices = if depth == 0 { 2 } else { 10 };
+    let choices = if depth == 0 { 2 } else { 11 };
     match u.int_in_range(0..=choices - 1)? {
         0 => dense_node(u, rows, cols),
         1 => lossless_node(u, rows, cols),
@@ -42,7 +44,8 @@ pub fn node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Resul
         6 => low_rank_node(u, rows, cols, depth - 1),
         7 => codebook_node(u, rows, cols, depth - 1),
         8 => sign_low_rank_node(u, rows, cols, depth - 1),
-        _ => nested_node(u, rows, cols, depth - 1),
+        9 => nested_node(u, rows, cols, depth - 1),
+        _ => trellis_node(u, rows, cols, depth - 1),
     }
 }
 
@@ -252,6 +255,42 @@ fn codebook_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> 
     let codes = fill(u, (down * across) as usize * usize::from(descriptor.codebooks))?;
     let codes: Vec<u16> = codes.iter().map(|c| u16::from(*c) & ((1 << descriptor.bits) - 1)).collect();
     Ok(fits(codebook::pack(&descriptor, rows, cols, &codes, codebooks, scale)))
+}
+
+fn trellis_node(u: &mut Unstructured<'_>, rows: u64, cols: u64, depth: u32) -> Result<NodeData> {
+    use trellis::{Axis, Code, Descriptor, STATE_BITS, STEP_BITS};
+    let descriptor = Descriptor {
+        state_bits: u.int_in_range(STATE_BITS)?,
+        step_bits: u.int_in_range(STEP_BITS)?,
+        code: match u.int_in_range(0..=2)? {
+            0 => Code::Table,
+            1 => Code::BYTE_SUM,
+            _ => Code::ByteSum { multiplier: u.arbitrary()?, addend: u.arbitrary()? },
+        },
+        axis: *u.choose(&[Axis::Down, Axis::Along])?,
+        path_elems: *u.choose(&[0, 1, 2, 3, 7, 16, 100, u32::MAX])?,
+        scale_rows: *u.choose(&[0, 1, 2, 100])?,
+        scale_cols: *u.choose(&[0, 1, 3, u32::MAX])?,
+    };
+    // Tables that have to be decoded from other nodes are small.
+    let state_bits = if descriptor.code == Code::Table {
+        STATE_BITS.start() + descriptor.state_bits % 3
+    } else {
+        descriptor.state_bits
+    };
+    let descriptor = Descriptor { state_bits, ..descriptor };
+    let (r, c) = (
+        broadcast(u, grouped::groups(rows, descriptor.scale_rows))?,
+        broadcast(u, grouped::groups(cols, descriptor.scale_cols))?,
+    );
+    let scale = node(u, r, c, depth)?;
+    let table = match descriptor.code {
+        Code::Table => Some(Arc::new(node(u, 1, 1 << state_bits, depth)?)),
+        Code::ByteSum { .. } => None,
+    };
+    let mut codes = fill(u, (rows * cols) as usize)?;
+    codes.iter_mut().for_each(|code| *code &= (1 << descriptor.step_bits) - 1);
+    Ok(fits(trellis::pack(&descriptor, rows, cols, &codes, scale, table)))
 }
 
 /// What an archive is built from, in an order that can be changed.

@@ -1,7 +1,9 @@
 //! Small real archives that hold every encoding, level, sharing and record: what the mutation test
 //! damages and what the fuzz seeds are made of.
 
-use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse};
+use cmf_format::encoding::{
+    codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse, trellis,
+};
 use cmf_format::write::{Content, MatrixEntry, StepEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, Result, SegmentData, WriteOptions};
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub fn all() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("low_rank", low_rank_factors()?),
         ("codebook", codebooks()?),
         ("lossless", lossless_types()?),
+        ("trellis", trellis_paths()?),
         ("sign_low_rank", sign_planes()?),
         ("nested", nested_levels()?),
         ("levels", levels()?),
@@ -224,6 +227,33 @@ pub fn codebooks() -> Result<ArchiveBuilder> {
     builder.tensor(node_tensor("scaled", scaled));
     let plain = codebook::Descriptor { has_scale: false, scale_cols: 0, ..descriptor };
     builder.tensor(node_tensor("plain", codebook::pack(&plain, 6, 12, &codes, shared, None)?));
+    Ok(builder)
+}
+
+/// Paths along both axes, of the whole axis and shorter, computed and tabled.
+///
+/// # Errors
+/// As [`dense_types`].
+pub fn trellis_paths() -> Result<ArchiveBuilder> {
+    use trellis::{Axis, Code, Descriptor, pack};
+    let mut builder = ArchiveBuilder::new(SMALL);
+    let base = Descriptor {
+        state_bits: 12,
+        step_bits: 2,
+        code: Code::BYTE_SUM,
+        axis: Axis::Down,
+        path_elems: 0,
+        scale_rows: 1,
+        scale_cols: 0,
+    };
+    let scale = dense_node(DType::F16, 19, 1)?;
+    builder.tensor(node_tensor("down", pack(&base, 19, 5, &codes(2, 95), scale, None)?));
+    let along = Descriptor { axis: Axis::Along, step_bits: 3, path_elems: 11, ..base };
+    let scale = dense_node(DType::F16, 5, 1)?;
+    builder.tensor(node_tensor("along", pack(&along, 5, 19, &codes(3, 95), scale, None)?));
+    let tabled = Descriptor { state_bits: 6, code: Code::Table, path_elems: 4, scale_rows: 2, ..base };
+    let (scale, table) = (grouped_node(4, 1)?, Arc::new(dense_node(DType::F16, 1, 64)?));
+    builder.tensor(node_tensor("table", pack(&tabled, 7, 3, &codes(2, 21), scale, Some(table))?));
     Ok(builder)
 }
 

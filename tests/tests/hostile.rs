@@ -301,15 +301,21 @@ mod counts {
         let codebook = [&[255, 16, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0][..], &[0; 4]].concat();
         let lossless = [&[1, 0, 0, 0, 1, 0, 0, 0][..], &[0; 8]].concat();
         let bitmap = [&[0, 2, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0][..], &[0; 12]].concat();
-        for (encoding, descriptor, segments) in
-            [(1, &dense[..], 1), (2, &grouped, 1), (3, &bitmap, 2), (5, &codebook, 1), (6, &lossless, 2)]
-        {
+        let trellis = [&[6, 4, 1, 0][..], &[0; 28]].concat();
+        for (encoding, descriptor, segments) in [
+            (1, &dense[..], 1),
+            (2, &grouped, 1),
+            (3, &bitmap, 2),
+            (5, &codebook, 1),
+            (6, &lossless, 2),
+            (7, &trellis, 1),
+        ] {
             for shape in [(u64::MAX, u64::MAX), (1 << 62, 4), (4, 1 << 62), (1 << 32, 1 << 32), (2, 1 << 63)]
             {
                 let mut raw = Raw::default();
                 let segments: Vec<u32> = (0..segments).map(|_| raw.segment(vec![])).collect();
                 let child = [raw.bytes_node(1, 1)];
-                let children = if encoding == 3 { child.as_slice() } else { &[] };
+                let children = if matches!(encoding, 3 | 7) { child.as_slice() } else { &[] };
                 raw.node(encoding, shape, descriptor, &segments, children);
                 let file = raw.assemble();
                 assert_eq!(parse_kind(&file), Some(ErrorKind::Structure), "{encoding} {shape:?}");

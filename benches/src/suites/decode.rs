@@ -9,6 +9,7 @@ use cmf_converters::encode::{
     SparseParams, Store, TermParams, Zero,
 };
 use cmf_format::encoding::sparse::{self, Op};
+use cmf_format::encoding::trellis::{Axis, Code, Descriptor as Trellis};
 use cmf_format::encoding::{View, dense, lossless, nested, sign_low_rank};
 use cmf_format::{DType, NodeData};
 use std::hint::black_box;
@@ -48,6 +49,12 @@ pub(crate) fn suite() -> Suite {
     row("codebook/1x12-bit", |w| {
         codebook(w, CodebookParams { bits: 12, codebooks: 1, vector_cols: 4, ..Default::default() })
     });
+    row("trellis/1-bit", |w| trellis(w, Trellis { step_bits: 1, ..TRELLIS }));
+    row("trellis/2-bit", |w| trellis(w, TRELLIS));
+    row("trellis/2-bit-16", |w| trellis(w, Trellis { state_bits: 16, ..TRELLIS }));
+    row("trellis/2-bit-table", |w| trellis(w, Trellis { code: Code::Table, ..TRELLIS }));
+    row("trellis/2-bit-along", |w| trellis(w, Trellis { axis: Axis::Along, ..TRELLIS }));
+    row("trellis/3-bit-along", |w| trellis(w, Trellis { axis: Axis::Along, step_bits: 3, ..TRELLIS }));
     row("sign_low_rank/rank-16", signs);
     row("nested/table-4", |w| planes(w, 4));
     row("nested/table-8", |w| planes(w, 8));
@@ -143,6 +150,32 @@ fn codebook(weights: &[f32], params: CodebookParams) -> Result<NodeData> {
         weights,
         TermParams::Codebook(CodebookParams { iterations: 1, beam: 1, samples_per_entry: 4, ..params }),
     )
+}
+
+/// Paths down whole columns, a scale for each row.
+const TRELLIS: Trellis = Trellis {
+    state_bits: 12,
+    step_bits: 2,
+    code: Code::BYTE_SUM,
+    axis: Axis::Down,
+    path_elems: 0,
+    scale_rows: 1,
+    scale_cols: 0,
+};
+
+/// Any codes: how good they are does not matter here.
+fn trellis(weights: &[f32], d: Trellis) -> Result<NodeData> {
+    let codes: Vec<u8> =
+        weights.iter().map(|w| (w.to_bits() >> 7) as u8 & ((1 << d.step_bits) - 1)).collect();
+    let scale = dense::pack_values(DType::F16, ROWS as u64, 1, &[0.01; ROWS])?;
+    let entries = 1usize << d.state_bits;
+    let table = match d.code {
+        Code::Table => {
+            Some(dense::pack_values(DType::F16, 1, entries as u64, &data::weights(2, entries))?.into())
+        }
+        Code::ByteSum { .. } => None,
+    };
+    Ok(cmf_format::encoding::trellis::pack(&d, ROWS as u64, COLS as u64, &codes, scale, table)?)
 }
 
 /// The signs of the weights, on factors of f16 that hold any numbers.

@@ -2,12 +2,12 @@
 //! costs.
 
 use super::feedback::{Feedback, cost};
+use super::format_error;
 use super::matrix::Matrix;
 use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
 use super::terms::{single, subtract};
 use super::trellis::{Scratch, Trellis};
-use super::format_error;
 use crate::error::Result;
 use cmf_format::NodeData;
 use cmf_format::encoding::trellis::{self, Axis, Code, Descriptor};
@@ -134,10 +134,16 @@ pub(super) fn trellis(
         PathAxis::Along => {
             let mut errors = matrix.values().to_vec();
             let (mut targets, mut values) = (vec![0.0; cols], vec![0.0; cols]);
-            for (i, (row, codes)) in errors.chunks_exact_mut(cols).zip(codes.chunks_exact_mut(cols)).enumerate() {
+            for (i, (row, codes)) in
+                errors.chunks_exact_mut(cols).zip(codes.chunks_exact_mut(cols)).enumerate()
+            {
                 let scale = scales.get(i / group).copied().unwrap_or(0.0);
                 divide(row, &mut targets, |_| scale);
-                for ((t, c), v) in targets.chunks(path(cols)).zip(codes.chunks_mut(path(cols))).zip(values.chunks_mut(path(cols))) {
+                for ((t, c), v) in targets
+                    .chunks(path(cols))
+                    .zip(codes.chunks_mut(path(cols)))
+                    .zip(values.chunks_mut(path(cols)))
+                {
                     windows.encode(t, &mut scratch, c, v);
                 }
                 row.iter_mut().zip(&values).for_each(|(w, v)| *w -= v * scale);
@@ -150,7 +156,11 @@ pub(super) fn trellis(
             let scale_of = |i: usize| scales.get(i / group).copied().unwrap_or(0.0);
             let mut quantise = |column: usize, targets: &[f32], values: &mut [f32]| {
                 divide(targets, &mut scaled, scale_of);
-                for ((t, c), v) in scaled.chunks(path(rows)).zip(own.chunks_mut(path(rows))).zip(values.chunks_mut(path(rows))) {
+                for ((t, c), v) in scaled
+                    .chunks(path(rows))
+                    .zip(own.chunks_mut(path(rows)))
+                    .zip(values.chunks_mut(path(rows)))
+                {
                     windows.encode(t, &mut scratch, c, v);
                 }
                 values.iter_mut().enumerate().for_each(|(i, v)| *v *= scale_of(i));
@@ -186,7 +196,8 @@ pub(super) fn trellis(
         TrellisCode::ByteSum => None,
         TrellisCode::Table => None,
     };
-    let node = trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table).map_err(format_error)?;
+    let node =
+        trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table).map_err(format_error)?;
     Ok((node, errors))
 }
 

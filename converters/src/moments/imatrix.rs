@@ -68,7 +68,10 @@ fn from_gguf(path: &Path) -> Result<HashMap<String, Vec<f32>>> {
         let counts = match source.get(&counts_name) {
             Some(counts) => floats(&source, &counts_name, counts.rows())?,
             None => {
-                return Err(Error::bad_file("importance matrix").file(path).tensor(&counts_name).expected("counts"));
+                return Err(Error::bad_file("importance matrix")
+                    .file(path)
+                    .tensor(&counts_name)
+                    .expected("counts"));
             }
         };
         // Experts have a row and a count each; a weight is one matrix.

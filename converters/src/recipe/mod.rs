@@ -223,9 +223,7 @@ impl Recipe {
     pub fn storage_of(&self, tensor: &TensorInfo) -> Storage<'_> {
         match self.rules.iter().find(|rule| rule.matches(tensor)) {
             Some(Rule { store: Some(exact), .. }) => Storage::Exact(*exact),
-            Some(rule) if tensor.dtype.is_float() && tensor.dtype != DType::F8E8M0 => {
-                Storage::Terms(rule)
-            }
+            Some(rule) if tensor.dtype.is_float() && tensor.dtype != DType::F8E8M0 => Storage::Terms(rule),
             _ => Storage::Exact(Exact::Keep),
         }
     }
@@ -262,8 +260,7 @@ mod tests {
     #[test]
     fn first_matching_rule_wins_and_integers_are_kept() -> Result<()> {
         let recipe = Recipe::load("q4")?;
-        let grouped =
-            |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms(Rule { terms, .. }) if matches!(terms[..], [TermParams::Grouped(_)]));
+        let grouped = |t: &TensorInfo| matches!(recipe.storage_of(t), Storage::Terms(Rule { terms, .. }) if matches!(terms[..], [TermParams::Grouped(_)]));
         assert!(grouped(&tensor("model.layers.0.mlp.up_proj.weight", DType::BF16, &[64, 64])));
         assert!(!grouped(&tensor("model.norm.weight", DType::BF16, &[64])));
         assert!(!grouped(&tensor("ids", DType::I64, &[64, 64])));

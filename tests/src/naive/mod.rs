@@ -12,6 +12,7 @@ mod sign_low_rank;
 mod sparse;
 mod transform;
 mod tree;
+mod trellis;
 mod zstd_frame;
 
 pub use matrix::{Matrix, Term};
@@ -72,6 +73,7 @@ impl Tree {
             (4, 1) => low_rank::check(self),
             (5, 1) => codebook::check(self),
             (6, 1) => lossless::check(self),
+            (7, 1) => trellis::check(self),
             (8, 1) => sign_low_rank::check(self),
             (9, 1) => nested::check(self),
             _ => Err(Reject::Unsupported),
@@ -89,6 +91,7 @@ impl Tree {
             3 => sparse::verify(self),
             5 => codebook::verify(self),
             6 => lossless::verify(self),
+            7 => trellis::verify(self),
             8 => sign_low_rank::verify(self),
             9 => nested::verify(self),
             _ => Ok(()),
@@ -107,6 +110,7 @@ impl Tree {
             4 => low_rank::value(self, i, j),
             5 => codebook::value(self, i, j),
             6 => lossless::value(self, i, j),
+            7 => trellis::value(self, i, j),
             8 => sign_low_rank::value(self, i, j),
             9 => nested::value(self, i, j),
             _ => Err(Reject::Unsupported),

@@ -508,6 +508,96 @@ pub fn codebook(c: &Codebook<'_>, rows: usize, cols: usize, codes: &[u32]) -> Pi
     Parts { encoding: 5, rows, cols, descriptor, segments, children }.piece(values)
 }
 
+/// A `trellis` node to be built.
+#[derive(Clone, Copy, Debug)]
+pub struct Trellis<'p> {
+    /// Bits of a window.
+    pub state_bits: usize,
+    /// Bits that a weight adds.
+    pub step_bits: usize,
+    /// Whether paths run along rows instead of down columns.
+    pub along: bool,
+    /// Weights of a path; 0 is the whole axis.
+    pub path: usize,
+    /// Values of the windows.
+    pub code: Windows<'p>,
+    /// Scales.
+    pub scale: &'p Piece,
+    /// Rows and columns that share a scale; 0 is all.
+    pub group: (usize, usize),
+}
+
+/// What a window of a `trellis` node means.
+#[derive(Clone, Copy, Debug)]
+pub enum Windows<'p> {
+    /// A table child.
+    Table(&'p Piece),
+    /// Multiplier and addend of a byte sum.
+    ByteSum(u32, u32),
+}
+
+/// `trellis`: codes, row-major.
+pub fn trellis(t: &Trellis<'_>, rows: usize, cols: usize, codes: &[u32]) -> Piece {
+    let (multiplier, addend) = match t.code {
+        Windows::Table(_) => (0, 0),
+        Windows::ByteSum(multiplier, addend) => (multiplier, addend),
+    };
+    let computed = matches!(t.code, Windows::ByteSum(..));
+    let mut descriptor = vec![t.state_bits as u8, t.step_bits as u8, u8::from(computed), u8::from(t.along)];
+    descriptor.extend([t.path as u32, multiplier, addend].into_iter().flat_map(u32::to_le_bytes));
+    descriptor.extend([t.group.0 as u32, t.group.1 as u32].into_iter().flat_map(u32::to_le_bytes));
+    descriptor.extend([0; 8]);
+
+    let (elems, lines) = if t.along { (cols, rows) } else { (rows, cols) };
+    let longest = if t.path == 0 { elems } else { t.path };
+    let (mut words, mut values) = (Vec::new(), vec![0.0; rows * cols]);
+    let starts: Vec<usize> = (0..elems).step_by(longest.max(1)).collect();
+    let paths: Vec<(usize, usize)> = match t.along {
+        true => (0..lines).flat_map(|line| starts.iter().map(move |start| (line, *start))).collect(),
+        false => starts.iter().flat_map(|start| (0..lines).map(move |line| (line, *start))).collect(),
+    };
+    for (line, start) in paths {
+        let place = |at: usize| if t.along { line * cols + at } else { at * cols + line };
+        let count = longest.min(elems - start);
+        let ring: Vec<u32> = (start..start + count)
+            .flat_map(|at| (0..t.step_bits).map(move |b| codes[place(at)] >> b & 1))
+            .collect();
+        for at in 0..count {
+            let mut s = 0;
+            for i in 0..t.state_bits {
+                // Whole turns added, so that nothing is negative.
+                let bit = t.step_bits * (at + 1) + ring.len() * t.state_bits - t.state_bits + i;
+                s += ring[bit % ring.len()] << i;
+            }
+            let v = match t.code {
+                Windows::Table(table) => table.values[s as usize],
+                Windows::ByteSum(multiplier, addend) => {
+                    let x = u64::from(s) * u64::from(multiplier) + u64::from(addend);
+                    let sum: u64 = (0..4).map(|byte| x >> (8 * byte) & 0xFF).sum();
+                    sum as f32 - 510.0
+                }
+            };
+            let to = place(start + at);
+            values[to] = v * t.scale.at(group_of(to / cols, t.group.0), group_of(to % cols, t.group.1));
+        }
+        let own = ring.chunks(32).map(|bits| (0..).zip(bits).map(|(p, bit)| bit << p).sum::<u32>());
+        words.push(own.collect::<Vec<u32>>());
+    }
+    // Down the columns, a word of every column before the next word of any.
+    let blocks = words.chunks(if t.along { 1 } else { lines.max(1) });
+    let order = blocks.flat_map(|block| {
+        let count = block.first().map_or(0, Vec::len);
+        (0..count).flat_map(move |w| block.iter().map(move |path| path[w]))
+    });
+    let segment: Vec<u8> = order.flat_map(u32::to_le_bytes).collect();
+    let table = match t.code {
+        Windows::Table(table) => Some(table),
+        Windows::ByteSum(..) => None,
+    };
+    let children = [Some(t.scale), table].into_iter().flatten().collect();
+    Parts { encoding: 7, rows, cols, descriptor, segments: vec![segment.into()], children }.piece(values)
+}
+
 /// Plane bytes of `lossless`: planes of one frame, the most significant first.
 pub fn planes(dtype: DType, bytes: &[u8]) -> Vec<Vec<u8>> {
     let width = dtype.bytes();

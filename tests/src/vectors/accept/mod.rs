@@ -10,6 +10,7 @@ mod nested;
 mod sign_low_rank;
 mod sparse;
 mod transforms;
+pub(super) mod trellis;
 mod unknown;
 
 use super::case::Files;
@@ -22,6 +23,7 @@ pub(super) fn add(files: &mut Files) -> Result<()> {
     low_rank::add(files)?;
     codebook::add(files)?;
     lossless::add(files)?;
+    trellis::add(files)?;
     sign_low_rank::add(files)?;
     nested::add(files)?;
     transforms::add(files)?;

@@ -2,13 +2,14 @@
 
 use super::Rejects;
 use super::bases::{self, Base};
+use crate::vectors::accept::trellis::{BYTE_SUM, codes};
 use crate::vectors::case::FailsAt;
 use crate::vectors::frames::{Block, short_frame, squeeze, windowed_frame};
 use crate::vectors::image::Image;
 use crate::vectors::image::table::{DESCRIPTORS, NODES, REFS};
 use crate::vectors::naive::{
-    Blocks, Codebook, Grouped, Map, NestedLevel, NestedMap, Piece, blocks, codebook, cycle, f16s, f32s,
-    grouped, lossless, low_rank, n_of_m, nested, sign_low_rank,
+    Blocks, Codebook, Grouped, Map, NestedLevel, NestedMap, Piece, Trellis, Windows, blocks, codebook, cycle,
+    f16s, f32s, grouped, lossless, low_rank, n_of_m, nested, sign_low_rank, trellis,
 };
 use cmf_format::{DType, Result};
 
@@ -122,7 +123,8 @@ pub(super) fn add(out: &mut Rejects<'_>) -> Result<()> {
     codebook_rules(out)?;
     lossless_rules(out)?;
     sign_low_rank_rules(out)?;
-    nested_rules(out)
+    nested_rules(out)?;
+    trellis_rules(out)
 }
 
 fn dense_rules(out: &mut Rejects<'_>) -> Result<()> {
@@ -352,6 +354,62 @@ fn codebook_rules(out: &mut Rejects<'_>) -> Result<()> {
     let mut t = Target::new(out, "codebook_unscaled", &codebook(&c, 2, 5, &[0; 12]))?;
     t.descriptor("scale_cols", "columns of a scale without a scale", 12, &[2]);
     t.descriptor("scale_missing", "a scale that is not there", 2, &[1]);
+    Ok(())
+}
+
+fn trellis_rules(out: &mut Rejects<'_>) -> Result<()> {
+    let scale = f16s(5, 1, &[0x3C00; 5]);
+    let base = Trellis {
+        state_bits: 8,
+        step_bits: 2,
+        along: false,
+        path: 3,
+        code: BYTE_SUM,
+        scale: &scale,
+        group: (1, 0),
+    };
+    let mut t = Target::new(out, "trellis", &trellis(&base, 5, 3, &codes(2, 15)))?;
+    t.shape(&[24], 1);
+    t.descriptor("state_bits_five", "windows of 5 bits", 0, &[5]);
+    t.descriptor("state_bits_seventeen", "windows of 17 bits", 0, &[17]);
+    t.descriptor("step_bits_zero", "steps of 0 bits", 1, &[0]);
+    t.descriptor("step_bits_five", "steps of 5 bits", 1, &[5]);
+    t.unknown("code", "code number 2", 2, &[2]);
+    t.descriptor("axis", "`axis` is 2", 3, &[2]);
+    t.descriptor("path_elems", "more paths than there are words", 4, &[1]);
+    t.descriptor(
+        "table_missing",
+        "a table that is not there",
+        2,
+        &[0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    );
+    t.descriptor("scale_rows", "more rows of scales than the descriptor says", 16, &[2]);
+    t.descriptor("reserved", "reserved bytes are not 0", 31, &[1]);
+    t.verify("padding", "a bit after the last weight of a path is set", 0, 0, &[0x40]);
+    t.verify("padding_last", "a bit after the last weight of the last path is set", 0, 23, &[0x80]);
+    for (name, rows, cols) in [("overflow", 1 << 62, 3), ("bits_overflow", u64::MAX, 1)] {
+        let image = t.base.image().u64(NODES, 1, 8, rows).u64(NODES, 1, 16, cols);
+        let name = t.name(name);
+        t.out.structure(&name, "the length of the paths overflows 64 bits", image);
+    }
+
+    let (one, table) = (f16s(1, 1, &[0x3C00]), cycle(DType::I8, 1, 64, 0));
+    let base = Trellis {
+        state_bits: 6,
+        code: Windows::Table(&table),
+        along: true,
+        scale: &one,
+        path: 0,
+        group: (0, 0),
+        ..base
+    };
+    let mut t = Target::new(out, "trellis_table", &trellis(&base, 2, 17, &codes(2, 34)))?;
+    t.descriptor("multiplier", "the multiplier of a table is not 0", 8, &[1]);
+    t.descriptor("addend", "the addend of a table is not 0", 15, &[1]);
+    t.descriptor("not_asked", "a table that the descriptor does not ask for", 2, &[1]);
+    t.descriptor("state_bits", "fewer entries than there are windows", 0, &[7]);
+    t.child("rows", "a table of more than one row", 1, 2, 32);
+    t.verify("padding", "a bit after the last weight of a row is set", 0, 4, &[0x0C]);
     Ok(())
 }
 
