@@ -162,10 +162,11 @@ impl<'a> View<'a> {
             0 => self.rows.max(1),
             n => n as usize,
         };
+        let mut windows = [0; TILE];
         for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
             match self.descriptor.axis {
-                Axis::Down => self.row_across_paths(row, values, out),
-                Axis::Along => self.row_of_paths(row, values, out),
+                Axis::Down => self.row_across_paths(row, values, &mut windows, out),
+                Axis::Along => self.row_of_paths(row, values, &mut windows, out),
             }
             scale.load(row / scale_rows).map_err(|e| e.within("scale"))?;
             multiply(out, self.descriptor.scale_cols, scale.values());
@@ -174,13 +175,12 @@ impl<'a> View<'a> {
     }
 
     /// A row of which each column is a weight of another path.
-    fn row_across_paths(&self, row: usize, values: Values<'_>, out: &mut [f32]) {
+    fn row_across_paths(&self, row: usize, values: Values<'_>, windows: &mut [u32; TILE], out: &mut [f32]) {
         let (block, t) = (row / self.path_elems, row % self.path_elems);
         let step = u64::from(self.descriptor.step_bits);
         let elems = self.path_elems.min(self.rows - block * self.path_elems);
         let (ring_bits, end) = (elems as u64 * step, (t as u64 + 1) * step);
         let block = self.paths.as_chunks::<4>().0.get(block * self.path_words * self.cols..).unwrap_or(&[]);
-        let mut windows = [0; TILE];
         for (tile, out) in out.chunks_mut(TILE).enumerate() {
             let windows = &mut windows[..out.len()];
             windows.fill(0);
@@ -193,11 +193,10 @@ impl<'a> View<'a> {
     }
 
     /// A row of whole paths.
-    fn row_of_paths(&self, row: usize, values: Values<'_>, out: &mut [f32]) {
+    fn row_of_paths(&self, row: usize, values: Values<'_>, windows: &mut [u32; TILE], out: &mut [f32]) {
         let step = u32::from(self.descriptor.step_bits);
         let bytes = self.axis_words * 4;
         let mut paths = self.paths.get(row * bytes..(row + 1) * bytes).unwrap_or(&[]);
-        let mut windows = [0; TILE];
         for out in out.chunks_mut(self.path_elems) {
             let ring_bits = out.len() as u64 * u64::from(step);
             let mut along = Along::new(paths, ring_bits, self.descriptor.state_bits.into());

@@ -1,4 +1,6 @@
-//! Windows of a path: the bits that a weight is a function of (spec: encodings/trellis, "Windows").
+//! Windows of a path: the bits that a weight is a function of (spec: encodings/trellis, "Decode").
+
+use multiversion::multiversion;
 
 /// Columns of a row that are decoded at a time, a multiple of 8: what is in flight stays in the
 /// nearest cache.
@@ -23,9 +25,15 @@ pub(super) struct Piece {
 impl Piece {
     /// Adds this piece of the windows of some columns, whose words these are.
     pub(super) fn add(&self, words: &[[u8; 4]], windows: &mut [u32]) {
-        for (window, word) in windows.iter_mut().zip(words) {
-            *window |= ((u32::from_le_bytes(*word) >> self.shift) & self.mask) << self.at;
-        }
+        add_pieces(*self, words, windows);
+    }
+}
+
+/// Free of `self`, as `multiversion` needs it.
+#[multiversion(targets("x86_64+avx2"))]
+fn add_pieces(piece: Piece, words: &[[u8; 4]], windows: &mut [u32]) {
+    for (window, word) in windows.iter_mut().zip(words) {
+        *window |= ((u32::from_le_bytes(*word) >> piece.shift) & piece.mask) << piece.at;
     }
 }
 
