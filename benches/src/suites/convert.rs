@@ -49,9 +49,11 @@ fn goals(name: &str) -> Vec<Goal> {
     let recipe = Recipe::load(name).ok();
     let storage = recipe.as_ref().map(|recipe| recipe.storage_of(&tensor(ROWS)));
     match storage {
-        Some(Storage::Terms([TermParams::Grouped(own)])) => match own.method {
-            Method::Rtn if own.bits == 4 => vec![Goal::BytesPerSecond(1e9)],
-            Method::Mse => vec![Goal::BytesPerSecond(150e6)],
+        Some(Storage::Terms(rule)) => match rule.terms.as_slice() {
+            [TermParams::Grouped(own)] if own.method == Method::Rtn && own.bits == 4 => {
+                vec![Goal::BytesPerSecond(1e9)]
+            }
+            [TermParams::Grouped(own)] if own.method == Method::Mse => vec![Goal::BytesPerSecond(150e6)],
             _ => Vec::new(),
         },
         _ => Vec::new(),
@@ -69,8 +71,8 @@ fn tensor(rows: usize) -> TensorInfo {
 }
 
 fn is_slow(recipe: &Recipe) -> bool {
-    let Storage::Terms(terms) = recipe.storage_of(&tensor(ROWS)) else { return false };
-    terms.iter().any(|term| matches!(term, TermParams::Codebook(_)))
+    let Storage::Terms(rule) = recipe.storage_of(&tensor(ROWS)) else { return false };
+    rule.terms.iter().any(|term| matches!(term, TermParams::Codebook(_)))
 }
 
 fn encoder(bench: &Bench<'_>, name: &str) -> Result<Outcome> {
@@ -87,7 +89,7 @@ fn encoder(bench: &Bench<'_>, name: &str) -> Result<Outcome> {
             Ok(match recipe.storage_of(&tensor) {
                 Storage::Exact(Exact::Keep) => vec![dense::pack(DType::F32, down, across, bytes.to_vec())?],
                 Storage::Exact(Exact::Lossless) => vec![lossless::pack(DType::F32, down, across, bytes)?],
-                Storage::Terms(terms) => encode::terms(&Matrix::new(&weights, rows, COLS)?, terms)?,
+                Storage::Terms(rule) => encode::terms(&Matrix::new(&weights, rows, COLS)?, &rule.terms)?,
             })
         })?;
         stored = nodes.iter().map(|node| node.stored_bytes()).sum();
@@ -151,7 +153,7 @@ fn whole(bench: &Bench<'_>, name: &str) -> Result<Outcome> {
 fn note(recipe: &Recipe, stored: u64, weights: usize) -> String {
     let searched = match recipe.storage_of(&tensor(ROWS)) {
         Storage::Exact(_) => "",
-        Storage::Terms(terms) => match terms.first() {
+        Storage::Terms(rule) => match rule.terms.first() {
             Some(TermParams::Grouped(own)) => match own.method {
                 Method::Rtn => ", rtn",
                 Method::Mse => ", mse",

@@ -205,7 +205,7 @@ fn recipe(bytes: &[u8]) {
         outcome => panic!("a recipe does not survive: {outcome:?}"),
     }
     let tensor = TensorInfo { name: "layers.0.weight".into(), dtype: DType::F32, shape: vec![6, 32] };
-    let Storage::Terms(terms) = recipe.storage_of(&tensor) else { return };
+    let Storage::Terms(rule) = recipe.storage_of(&tensor) else { return };
     // Large codebooks and many iterations are slow, which their author asked for.
     let small = |term: &TermParams| match term {
         TermParams::Codebook(own) => own.bits <= 6 && own.codebooks <= 3,
@@ -213,8 +213,8 @@ fn recipe(bytes: &[u8]) {
     };
     let values = crate::samples::pattern(6 * 32);
     if let Ok(matrix) = Matrix::new(&values, 6, 32)
-        && terms.iter().all(small)
-        && let Ok(nodes) = encode::terms(&matrix, terms)
+        && rule.terms.iter().all(small)
+        && let Ok(nodes) = encode::terms(&matrix, &rule.terms)
     {
         for node in &nodes {
             assert_eq!((node.rows, node.cols), (6, 32));
