@@ -2,8 +2,8 @@
 //! values, every example, every GGUF type.
 
 use cmf_converters::encode::{
-    CodebookParams, DenseParams, GroupedParams, HqqParams, LosslessParams, LowRankParams, SparseParams,
-    TermParams,
+    CodebookParams, DenseParams, GroupedParams, HqqParams, LosslessParams, LowRankParams, NestedParams,
+    SignLowRankParams, SparseParams, TermParams,
 };
 use cmf_converters::gguf::{GgmlType, block_node};
 use cmf_converters::recipe::Recipe;
@@ -66,6 +66,8 @@ fn tables_list_every_parameter_with_its_default() -> Outcome {
     check_table(&page, "### `codebook`", &CodebookParams::default())?;
     check_table(&page, "### `sparse`", &SparseParams::default())?;
     check_table(&page, "### `low_rank`", &LowRankParams::default())?;
+    check_table(&page, "### `sign_low_rank`", &SignLowRankParams::default())?;
+    check_table(&page, "### `nested`", &NestedParams::default())?;
     check_table(&page, "### `dense`", &DenseParams::default())?;
     check_table(&page, "### `lossless`", &LosslessParams::default())
 }

@@ -3,7 +3,7 @@
 use super::Block;
 use super::context::Context;
 use super::spool::{Encoded, Level};
-use crate::encode::{self, Store, TermParams};
+use crate::encode::{self, NestedMap, Store, TermParams};
 use crate::error::{Error, Result};
 use crate::recipe::{Exact, Rule, Storage};
 use crate::source::Source;
@@ -87,7 +87,8 @@ pub(super) fn working_bytes(storage: Storage<'_>, dtype: DType, block: &Block) -
         }
         Storage::Terms(rule) => &rule.terms[..],
     };
-    let factors = terms.iter().any(|term| matches!(term, TermParams::LowRank(_)));
+    let factors =
+        terms.iter().any(|term| matches!(term, TermParams::LowRank(_) | TermParams::SignLowRank(_)));
     let bytes = match (factors, terms) {
         (true, _) => LOW_RANK_BYTES,
         (false, [_]) => SINGLE_BYTES,
@@ -102,7 +103,7 @@ pub(super) fn bits_per_weight(storage: Storage<'_>, dtype: DType, cols: u64) -> 
         Storage::Exact(_) => f64::from(dtype.bits()),
         // A unit is one level: the largest.
         Storage::Terms(Rule { progressive: true, terms, .. }) => {
-            terms.iter().map(|term| term_bits(term, cols)).fold(0.0, f64::max)
+            terms.iter().map(|term| term_bits(term, cols) / term.nodes().max(1) as f64).fold(0.0, f64::max)
         }
         Storage::Terms(rule) => rule.terms.iter().map(|term| term_bits(term, cols)).sum(),
     }
@@ -129,6 +130,20 @@ fn term_bits(term: &TermParams, cols: u64) -> f64 {
         TermParams::Trellis(own) => {
             let group = f64::from(own.scale_rows.max(1)) * cols as f64;
             f64::from(own.step_bits) + store_bits(&own.scale) / group
+        }
+        TermParams::SignLowRank(own) => {
+            let factor = f64::from(own.rank) * store_bits(&own.factors) / cols as f64;
+            f64::from(own.planes) * (1.0 + factor)
+        }
+        TermParams::Nested(own) => {
+            let side = |bits: &u8| match (own.map, own.group_cols) {
+                (NestedMap::Table, _) => 2f64.powi((*bits).into()) * store_bits(&own.table) / cols as f64,
+                (NestedMap::Integer, 0) => (store_bits(&own.scale) + store_bits(&own.zero)) / cols as f64,
+                (NestedMap::Integer, group) => {
+                    (store_bits(&own.scale) + store_bits(&own.zero)) / f64::from(group)
+                }
+            };
+            own.bits.last().map_or(0.0, |bits| f64::from(*bits)) + own.bits.iter().map(side).sum::<f64>()
         }
     }
 }

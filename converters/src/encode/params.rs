@@ -49,9 +49,22 @@ pub enum TermParams {
     Lossless(LosslessParams),
     /// Paths through a bitshift trellis.
     Trellis(TrellisParams),
+    /// Planes of signs with a magnitude of low rank.
+    SignLowRank(SignLowRankParams),
+    /// Codes of which every prefix is one.
+    Nested(NestedParams),
 }
 
 impl TermParams {
+    /// Nodes that the term becomes: in a progressive rule as many levels.
+    pub fn nodes(&self) -> usize {
+        match self {
+            TermParams::SignLowRank(own) => own.planes as usize,
+            TermParams::Nested(own) => own.bits.len(),
+            _ => 1,
+        }
+    }
+
     /// The damping of the error feedback with which the term is encoded, where it has any.
     pub fn damping(&self) -> Option<f64> {
         match self {

@@ -40,7 +40,7 @@ pub struct Plane {
     pub cost: f64,
 }
 
-/// Encodes each term as a level of its own. Gives the cost of leaving out everything, too.
+/// Encodes each term as a level of its own, or as several where the term has several. Gives the cost of leaving out everything, too.
 ///
 /// # Errors
 /// As the encoders of the terms.
@@ -54,23 +54,24 @@ pub fn planes(
     let mut planes = Vec::with_capacity(params.len());
     for term in params {
         let rest = Matrix::new(&residual, matrix.rows(), matrix.cols())?;
-        let node = match term {
+        let cost = |residual: &[f32]| cost_of(residual, matrix.cols(), calibration);
+        match term {
             TermParams::Trellis(own) => {
                 let (node, errors) = trellis(&rest, own, calibration)?;
                 residual = errors;
-                node
+                planes.push(Plane { node, cost: cost(&residual) });
             }
             _ => {
                 let rest = match calibration {
                     Some(calibration) => rest.with_weights(&calibration.diagonal)?,
                     None => rest,
                 };
-                let node = single(&rest, term)?;
-                subtract(&mut residual, &node)?;
-                node
+                for node in single(&rest, term)? {
+                    subtract(&mut residual, &node)?;
+                    planes.push(Plane { node, cost: cost(&residual) });
+                }
             }
-        };
-        planes.push(Plane { node, cost: cost_of(&residual, matrix.cols(), calibration) });
+        }
     }
     Ok((whole, planes))
 }

@@ -1,9 +1,9 @@
 //! Planes of signs with a magnitude of low rank: BitStack's decomposition.
 
 use super::format_error;
-use super::low_rank::{Factors, factors};
+use super::low_rank::{Factors, factors_by};
 use super::matrix::Matrix;
-use super::params::{LowRankParams, SignLowRankParams};
+use super::params::SignLowRankParams;
 use super::terms::subtract;
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
@@ -22,7 +22,7 @@ const MAX_PLANES: u32 = 16;
 /// column is the mean square of its activation) needs no place in the file.
 ///
 /// # Errors
-/// `BadArgument` for a number of planes that is not 1 to 16; as [`factors`] and the store of the
+/// `BadArgument` for a number of planes that is not 1 to 16; as [`super::factors`] and the store of the
 /// factors.
 pub fn sign_low_rank(matrix: &Matrix<'_>, params: &SignLowRankParams) -> Result<Vec<NodeData>> {
     if !(1..=MAX_PLANES).contains(&params.planes) {
@@ -30,19 +30,18 @@ pub fn sign_low_rank(matrix: &Matrix<'_>, params: &SignLowRankParams) -> Result<
             .expected(format_args!("1 to {MAX_PLANES}"))
             .found(params.planes));
     }
-    let low = LowRankParams {
-        rank: params.rank,
-        factors: params.factors.clone(),
-        alternations: 0,
-        power_iterations: params.power_iterations,
-    };
+    // Of absolute values the first component holds most; the others need no more than a sketch.
+    let least_side = matrix.rows().min(matrix.cols());
+    let rank = (params.rank as usize).min(least_side);
+    let sketch = rank + rank / 2 + 8;
+    let sketch = (2 * sketch < least_side).then_some((sketch, params.power_iterations));
     let mut residual = matrix.values().to_vec();
     let mut magnitude = vec![0.0; residual.len()];
     let mut nodes = Vec::new();
     for _ in 0..params.planes {
         magnitude.iter_mut().zip(&residual).for_each(|(m, r)| *m = r.abs());
         let positive: Vec<bool> = residual.iter().map(|r| *r >= 0.0).collect();
-        let Factors { rank, a_t, b } = factors(&matrix.with_values(&magnitude)?, &low)?;
+        let Factors { rank, a_t, b } = factors_by(&matrix.with_values(&magnitude)?, rank, sketch)?;
         let a_t = params.factors.pack("a_t", &a_t, rank, matrix.rows())?;
         let b = params.factors.pack("b", &b, rank, matrix.cols())?;
         let node = format::pack(&positive, a_t.node, b.node).map_err(format_error)?;

@@ -4,9 +4,11 @@ use super::codebook::codebook;
 use super::grouped::grouped;
 use super::low_rank::{factors, low_rank};
 use super::matrix::Matrix;
+use super::nested::nested;
 use super::outliers::{Outliers, outliers, sparse, sparse_stored};
 use super::params::{LowRankParams, SparseOp, SparseParams, TermParams};
 use super::planes::trellis;
+use super::sign_low_rank::sign_low_rank;
 use super::{decode, format_error, node_shape};
 use crate::error::{Error, Result};
 use cmf_format::encoding::{dense, lossless};
@@ -82,7 +84,7 @@ impl<'a> Chain<'a> {
                     self.nodes.push(node);
                 }
                 (_, next) => {
-                    let node = match (term, next) {
+                    let nodes = match (term, next) {
                         (
                             TermParams::Grouped(_) | TermParams::Codebook(_),
                             Some(TermParams::Sparse(next)),
@@ -95,9 +97,9 @@ impl<'a> Chain<'a> {
                     };
                     self.residual = keep(residual);
                     if let Some(residual) = &mut self.residual {
-                        subtract(residual, &node)?;
+                        nodes.iter().try_for_each(|node| subtract(residual, node))?;
                     }
-                    self.nodes.push(node);
+                    self.nodes.extend(nodes);
                 }
             }
         }
@@ -170,10 +172,12 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// Encodes one term that needs no other.
-pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<NodeData> {
+/// Encodes one term that needs no other: in one node, or in the levels that it has of its own.
+pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<Vec<NodeData>> {
     let (rows, cols) = node_shape(matrix.rows(), matrix.cols());
-    match term {
+    let node = match term {
+        TermParams::SignLowRank(own) => return sign_low_rank(matrix, own),
+        TermParams::Nested(own) => return nested(matrix, own),
         TermParams::Dense(own) => {
             dense::pack_values(own.dtype.into(), rows, cols, matrix.values()).map_err(format_error)
         }
@@ -186,7 +190,8 @@ pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<NodeData>
             let bytes = DType::from(own.dtype).encode(matrix.values()).map_err(format_error)?;
             lossless::pack(own.dtype.into(), rows, cols, &bytes).map_err(format_error)
         }
-    }
+    };
+    Ok(vec![node?])
 }
 
 /// The outliers to be kept beside a term, and what the term is to see.

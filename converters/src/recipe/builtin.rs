@@ -22,6 +22,8 @@ macro_rules! builtin {
 builtin!(
     "keep",
     "any-size",
+    "bitstack",
+    "any-precision",
     "lossless",
     "q8",
     "q6",
