@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         (false, true) => recipes.iter().map(Recipe::to_toml).collect::<Result<String, _>>()?,
         (false, false) => {
             let rows: Vec<_> =
-                recipes.into_iter().map(|r| format!("{:<12}  {}\n", r.name, r.description)).collect();
+                recipes.into_iter().map(|r| format!("{:<13}  {}\n", r.name, r.description)).collect();
             rows.concat()
         }
     };
