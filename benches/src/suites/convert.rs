@@ -72,7 +72,7 @@ fn tensor(rows: usize) -> TensorInfo {
 
 fn is_slow(recipe: &Recipe) -> bool {
     let Storage::Terms(rule) = recipe.storage_of(&tensor(ROWS)) else { return false };
-    rule.terms.iter().any(|term| matches!(term, TermParams::Codebook(_)))
+    rule.terms.iter().any(|term| matches!(term, TermParams::Codebook(_) | TermParams::SignLowRank(_)))
 }
 
 fn encoder(bench: &Bench<'_>, name: &str) -> Result<Outcome> {
