@@ -110,6 +110,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         report.bits_per_weight,
         started.elapsed().as_secs_f64(),
     );
+    for (i, level) in report.levels.iter().enumerate() {
+        out += &format!("  level {i}: {:.3} bits per weight, {:.2} dB\n", level.bits_per_weight, level.snr_db);
+    }
     print(&out)?;
     Ok(Answer::Yes)
 }

@@ -78,10 +78,23 @@ pub struct ConvertReport {
     /// Bits per element that the tensors take, with scales and all; attributes and the directory
     /// are not counted.
     pub bits_per_weight: f64,
+    /// What the levels of matrices amount to, where a recipe gives them several.
+    pub levels: Vec<LevelReport>,
     /// Blocks taken over from an interrupted run.
     pub resumed_blocks: usize,
     /// Blocks in all.
     pub blocks: usize,
+}
+
+/// The matrices of a model at one level and all below.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LevelReport {
+    /// Bits per weight of the matrices that have this level.
+    pub bits_per_weight: f64,
+    /// Cost of leaving a matrix out over that of its error, in dB, as a mean over their weights. The
+    /// cost of an error E is tr(E H Eᵀ), with H the second moments of the activations where they are
+    /// known, and the identity elsewhere.
+    pub snr_db: f64,
 }
 
 /// What a conversion is doing, for a progress display.
@@ -193,6 +206,7 @@ fn convert_in(
         Ok((block.id, stored))
     })?;
     done.extend(encoded_blocks);
+    let levels = level_reports(&blocks, &done);
     let carried = carried(source, &kept)?;
     let transforms = |tensor: usize| {
         let Some(tensor) = source.tensors().get(tensor) else { return Ok(Default::default()) };
@@ -211,9 +225,36 @@ fn convert_in(
         files: files.into_iter().map(|(path, _)| path).collect(),
         file_bytes,
         bits_per_weight: if elements == 0 { 0.0 } else { tensor_bytes as f64 * 8.0 / elements as f64 },
+        levels,
         resumed_blocks,
         blocks: blocks.len(),
     })
+}
+
+/// Sums over the blocks of progressive rules, level by level.
+fn level_reports(blocks: &[Block], done: &HashMap<BlockId, Encoded>) -> Vec<LevelReport> {
+    let mut sums: Vec<(f64, u64, f64)> = Vec::new();
+    for block in blocks {
+        let Some(encoded) = done.get(&block.id).filter(|encoded| encoded.cost > 0.0) else { continue };
+        let elements = (block.elements.end - block.elements.start) as f64;
+        let mut bytes = 0;
+        for (i, level) in encoded.levels.iter().enumerate() {
+            bytes += level.nodes.iter().map(NodeData::stored_bytes).sum::<u64>();
+            if sums.len() <= i {
+                sums.push((0.0, 0, 0.0));
+            }
+            if let Some((all, all_bytes, snr)) = sums.get_mut(i) {
+                *all += elements;
+                *all_bytes += bytes;
+                *snr += elements * 10.0 * (encoded.cost / level.cost.max(f64::MIN_POSITIVE)).log10();
+            }
+        }
+    }
+    let report = |(elements, bytes, snr): (f64, u64, f64)| LevelReport {
+        bits_per_weight: bytes as f64 * 8.0 / elements,
+        snr_db: snr / elements,
+    };
+    sums.into_iter().map(report).collect()
 }
 
 /// Bytes of the plain elements of a tensor.

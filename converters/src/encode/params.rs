@@ -100,6 +100,9 @@ pub struct TrellisParams {
     pub scale_rows: u32,
     /// How scales are stored.
     pub scale: Store,
+    /// Factor of the scales that fit normal values best: above 1, rare large values are reached at
+    /// the cost of all others.
+    pub spread: f32,
     /// What is added to the diagonal of the second moments, in units of its mean, where there are
     /// any: more makes the error smaller in all directions, as a later term needs it, less makes it
     /// cost less now.
@@ -116,6 +119,7 @@ impl Default for TrellisParams {
             path_elems: 0,
             scale_rows: 1,
             scale: Store::F16,
+            spread: 1.0,
             damping: 0.01,
         }
     }

@@ -57,7 +57,7 @@ pub fn planes(
         let cost = |residual: &[f32]| cost_of(residual, matrix.cols(), calibration);
         match term {
             TermParams::Trellis(own) => {
-                let (node, errors) = trellis(&rest, own, calibration)?;
+                let (node, errors) = trellis(&rest, own, calibration, planes.is_empty())?;
                 residual = errors;
                 planes.push(Plane { node, cost: cost(&residual) });
             }
@@ -102,6 +102,7 @@ pub(super) fn trellis(
     matrix: &Matrix<'_>,
     params: &TrellisParams,
     calibration: Option<&Calibration>,
+    is_first: bool,
 ) -> Result<(NodeData, Vec<f32>)> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let (state_bits, step_bits) = (u32::from(params.state_bits), u32::from(params.step_bits));
@@ -114,14 +115,18 @@ pub(super) fn trellis(
         PathAxis::Along => None,
     };
     // What the quantiser sees is the residual and the noise that feedback adds to it.
-    let inflation = feedback.map_or(0.0, |f| f.inflation() * distortion(params.step_bits)).min(0.75);
+    // Of a residual that feedback has shaped already, hardly any is added.
+    let inflation = match feedback {
+        Some(feedback) if is_first => (feedback.inflation() * distortion(params.step_bits)).min(0.5),
+        _ => 0.0,
+    };
     let group = if params.scale_rows == 0 { rows } else { params.scale_rows as usize }.max(1);
     let wanted: Vec<f32> = matrix
         .values()
         .chunks(group.saturating_mul(cols).max(1))
         .map(|part| {
             let squares = super::kernels::sum_by(part, part, |v, _| v * v) / part.len() as f64;
-            windows.best_scale((squares / f64::from(1.0 - inflation)).sqrt() as f32)
+            windows.best_scale((squares / f64::from(1.0 - inflation)).sqrt() as f32) * params.spread
         })
         .collect();
     let Stored { node: scale, values: scales } = params.scale.pack("scale", &wanted, wanted.len(), 1)?;

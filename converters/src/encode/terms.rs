@@ -185,7 +185,7 @@ pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<Vec<NodeD
         TermParams::Codebook(own) => codebook(matrix, own),
         TermParams::LowRank(own) => low_rank(&factors(matrix, own)?, own),
         TermParams::Sparse(own) => sparse(&outliers(matrix, &own.select, None)?, own),
-        TermParams::Trellis(own) => Ok(trellis(matrix, own, None)?.0),
+        TermParams::Trellis(own) => Ok(trellis(matrix, own, None, true)?.0),
         TermParams::Lossless(own) => {
             let bytes = DType::from(own.dtype).encode(matrix.values()).map_err(format_error)?;
             lossless::pack(own.dtype.into(), rows, cols, &bytes).map_err(format_error)
