@@ -64,6 +64,11 @@ impl Bench<'_> {
 }
 
 impl Outcome {
+    /// Time of the best round of ours.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.ours.best()
+    }
+
     /// Adds what else there is to say.
     pub(crate) fn note(self, note: String) -> Self {
         Self { note, ..self }

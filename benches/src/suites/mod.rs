@@ -4,6 +4,7 @@ mod convert;
 mod decode;
 mod open;
 mod tensor;
+mod trellis;
 mod verify;
 
 use crate::row::Suite;
@@ -15,6 +16,7 @@ pub(crate) fn all() -> Vec<Suite> {
         decode::suite(),
         tensor::suite(),
         convert::encoders(),
+        trellis::suite(),
         convert::pipeline(),
         verify::suite(),
     ]

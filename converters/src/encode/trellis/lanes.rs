@@ -9,15 +9,11 @@
 const LANE_BITS: u32 = 5;
 const LANES: usize = 1 << LANE_BITS;
 
-/// Steps between two subtractions of the least cost.
-const RENORM_STEPS: usize = 4;
-
 /// A trellis in the order of this path, on a machine that has it.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
     step_bits: u32,
     group_bits: u32,
-    doublings: u32,
     /// Values of the states.
     values: Vec<[i16; LANES]>,
     /// For each `r`, the lane that each lane of a state's vector takes its group from.
@@ -35,7 +31,7 @@ pub(super) struct Buffers {
 
 impl Lanes {
     /// `None` where the machine or the widths do not allow it.
-    pub(super) fn new(state_bits: u32, step_bits: u32, doublings: u32, values: &[i16]) -> Option<Self> {
+    pub(super) fn new(state_bits: u32, step_bits: u32, values: &[i16]) -> Option<Self> {
         let group_bits = state_bits.checked_sub(step_bits)?;
         if !available() || group_bits < LANE_BITS || !(1..=4).contains(&step_bits) {
             return None;
@@ -50,7 +46,6 @@ impl Lanes {
         Some(Self {
             step_bits,
             group_bits,
-            doublings,
             values: (0..1 << vector_bits).map(in_order).collect(),
             sources: (0..1 << step_bits).map(source).collect(),
         })
@@ -103,22 +98,18 @@ fn run(_: &Lanes, _: &[i16], _: &mut Buffers) {}
 #[cfg(target_arch = "x86_64")]
 fn run(trellis: &Lanes, targets: &[i16], buffers: &mut Buffers) {
     let Some(avx512) = fearless_simd::Level::new().as_avx512() else { return };
-    match (trellis.step_bits, trellis.doublings) {
-        (1, 0) => avx512::one_0(avx512, trellis, targets, buffers),
-        (1, 1) => avx512::one_1(avx512, trellis, targets, buffers),
-        (2, 0) => avx512::two_0(avx512, trellis, targets, buffers),
-        (2, 1) => avx512::two_1(avx512, trellis, targets, buffers),
-        (2, 2) => avx512::two_2(avx512, trellis, targets, buffers),
-        (1, _) => avx512::one(avx512, trellis, targets, buffers),
-        (2, _) => avx512::two(avx512, trellis, targets, buffers),
-        (3, _) => avx512::three(avx512, trellis, targets, buffers),
+    match trellis.step_bits {
+        1 => avx512::one(avx512, trellis, targets, buffers),
+        2 => avx512::two(avx512, trellis, targets, buffers),
+        3 => avx512::three(avx512, trellis, targets, buffers),
         _ => avx512::four(avx512, trellis, targets, buffers),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Buffers, LANES, Lanes, RENORM_STEPS};
+    use super::super::viterbi::{RENORM_STEPS, doublings};
+    use super::{Buffers, LANES, Lanes};
     use fearless_simd::{Avx512, SimdFrom, i16x32, u16x32};
     use std::arch::x86_64::{
         __m512i, _mm512_adds_epi16, _mm512_adds_epu16, _mm512_and_si512, _mm512_min_epu16,
@@ -145,11 +136,10 @@ mod avx512 {
     }
 
     macro_rules! pass {
-        ($name:ident, $k:literal, $doublings:expr) => {
+        ($name:ident, $k:literal) => {
             fearless_simd::kernel!(
                 pub(super) fn $name(simd: Avx512, trellis: &Lanes, targets: &[i16], buffers: &mut Buffers) {
                     const K: usize = $k;
-                    let doublings = $doublings(trellis.doublings);
                     let Buffers { groups, next, fallen } = buffers;
                     let count = groups.len();
                     // Lane permutation and vector of the groups that a vector of states comes from.
@@ -173,7 +163,7 @@ mod avx512 {
                                 let source = unsigned(simd, trellis.sources[vector >> vector_bits]);
                                 let from = unsigned(simd, groups[vector & index_mask]);
                                 let mut difference = _mm512_subs_epi16(target, signed(simd, values[p]));
-                                for _ in 0..doublings {
+                                for _ in 0..doublings(K as u32) {
                                     difference = _mm512_adds_epi16(difference, difference);
                                 }
                                 let distance = _mm512_mulhi_epi16(difference, difference);
@@ -201,13 +191,8 @@ mod avx512 {
         };
     }
 
-    pass!(one_0, 1, |_| 0);
-    pass!(one_1, 1, |_| 1);
-    pass!(two_0, 2, |_| 0);
-    pass!(two_1, 2, |_| 1);
-    pass!(two_2, 2, |_| 2);
-    pass!(one, 1, |doublings| doublings);
-    pass!(two, 2, |doublings| doublings);
-    pass!(three, 3, |doublings| doublings);
-    pass!(four, 4, |doublings| doublings);
+    pass!(one, 1);
+    pass!(two, 2);
+    pass!(three, 3);
+    pass!(four, 4);
 }

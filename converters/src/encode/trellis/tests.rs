@@ -105,3 +105,43 @@ fn refuses_widths_that_the_format_has_not() {
     assert!(Trellis::table(6, 1, vec![0.0; 63]).is_err());
     assert!(Trellis::table(6, 1, vec![f32::NAN; 64]).is_err());
 }
+
+/// Signal-to-noise ratios in dB on a Gaussian source after each of `planes` planes, each of which
+/// stands for what those before it left.
+fn planes(trellis: &Trellis, planes: usize) -> Vec<f64> {
+    const LENGTH: usize = 1024;
+    let mut residual = gaussian(1, 16 * LENGTH);
+    let power = |values: &[f32]| values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+    let signal = power(&residual);
+    let mut scratch = Scratch::default();
+    let (mut codes, mut values) = (vec![0; LENGTH], vec![0.0; LENGTH]);
+    let mut plane = || {
+        let rms = (power(&residual) / residual.len() as f64).sqrt() as f32;
+        let scale = trellis.best_scale(rms);
+        for path in residual.chunks_exact_mut(LENGTH) {
+            path.iter_mut().for_each(|target| *target /= scale);
+            trellis.encode(path, &mut scratch, &mut codes, &mut values);
+            path.iter_mut().zip(&values).for_each(|(target, value)| *target = (*target - value) * scale);
+        }
+        10.0 * (signal / power(&residual)).log10()
+    };
+    (0..planes).map(|_| plane()).collect()
+}
+
+/// The rows that the design states, and what the trained tables reach beyond them.
+#[test]
+fn planes_reach_the_stated_signal_to_noise() -> Result<()> {
+    let stated: [(Trellis, &[f64]); 4] = [
+        (Trellis::byte_sum_with(12, 1, 2_459_782_711, 3_212_142_825)?, &[5.62, 11.24, 16.85]),
+        (Trellis::trained(8, 1)?, &[5.55, 11.08, 16.59]),
+        (Trellis::trained(10, 1)?, &[5.65, 11.29, 16.92]),
+        (Trellis::trained(8, 2)?, &[11.28, 22.5]),
+    ];
+    for (trellis, stated) in &stated {
+        for (found, stated) in planes(trellis, stated.len()).iter().zip(*stated) {
+            let (bits, k) = (trellis.state_bits(), trellis.step_bits());
+            assert!(*found > stated - 0.15, "L {bits} k {k}: stated {stated} dB, found {found:.3} dB");
+        }
+    }
+    Ok(())
+}
