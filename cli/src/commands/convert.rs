@@ -111,7 +111,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         started.elapsed().as_secs_f64(),
     );
     for (i, level) in report.levels.iter().enumerate() {
-        out += &format!("  level {i}: {:.3} bits per weight, {:.2} dB\n", level.bits_per_weight, level.snr_db);
+        out +=
+            &format!("  level {i}: {:.3} bits per weight, {:.2} dB\n", level.bits_per_weight, level.snr_db);
     }
     print(&out)?;
     Ok(Answer::Yes)

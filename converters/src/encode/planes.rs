@@ -9,8 +9,9 @@ use super::store::Stored;
 use super::terms::{single, subtract};
 use super::trellis::{Scratch, Trellis};
 use crate::error::Result;
-use cmf_format::NodeData;
+use cmf_format::encoding::dense;
 use cmf_format::encoding::trellis::{self, Axis, Code, Descriptor};
+use cmf_format::{DType, NodeData};
 use std::sync::Arc;
 
 /// Second moments of the activations that a matrix meets, ready to encode with.
@@ -108,7 +109,7 @@ pub(super) fn trellis(
     let (state_bits, step_bits) = (u32::from(params.state_bits), u32::from(params.step_bits));
     let (windows, code) = match params.code {
         TrellisCode::ByteSum => (Trellis::byte_sum(state_bits, step_bits)?, Code::BYTE_SUM),
-        TrellisCode::Table => return Err(crate::error::Error::unsupported("table")),
+        TrellisCode::Table => (Trellis::trained(state_bits, step_bits)?, Code::Table),
     };
     let feedback = match params.axis {
         PathAxis::Down => calibration.and_then(|c| c.feedback(params.damping)),
@@ -200,7 +201,10 @@ pub(super) fn trellis(
     };
     let table = match params.code {
         TrellisCode::ByteSum => None,
-        TrellisCode::Table => None,
+        TrellisCode::Table => {
+            let values = windows.values();
+            Some(dense::pack_values(DType::I8, 1, values.len() as u64, values).map_err(format_error)?)
+        }
     };
     let node =
         trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table).map_err(format_error)?;
