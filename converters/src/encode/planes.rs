@@ -203,7 +203,9 @@ pub(super) fn trellis(
         TrellisCode::ByteSum => None,
         TrellisCode::Table => {
             let values = windows.values();
-            Some(dense::pack_values(DType::I8, 1, values.len() as u64, values).map_err(format_error)?)
+            Some(Arc::new(
+                dense::pack_values(DType::I8, 1, values.len() as u64, values).map_err(format_error)?,
+            ))
         }
     };
     let node =
