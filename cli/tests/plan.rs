@@ -2,11 +2,12 @@
 
 mod common;
 
-use cmf_converters::schedule::{BlockKey, Losses, schedule};
+use cmf_converters::schedule::{TensorLosses, schedule};
 use cmf_format::encoding::dense;
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, WriteOptions};
 use common::{Outcome, Place, assert_keys, check, tensor, weights, write_model};
+use std::collections::{BTreeMap, HashMap};
 
 const ROWS: u64 = 8;
 const BLOCKS: u64 = 6;
@@ -16,10 +17,11 @@ const COLS: u64 = 96;
 /// order of their squared errors; and a vector of one level.
 fn write_progressive(place: &Place) -> Outcome {
     let mut tensors = Vec::new();
-    let mut losses = Losses::default();
+    let mut losses = BTreeMap::new();
     for (t, name) in ["a.weight", "b.weight"].into_iter().enumerate() {
         let values = weights((ROWS * BLOCKS * COLS) as usize, t as u32);
         let mut units = Vec::new();
+        let mut known = TensorLosses { coefficient: 1.0, blocks: HashMap::new() };
         for (block, values) in (0..).zip(values.chunks((ROWS * COLS) as usize)) {
             let mut residual = values.to_vec();
             for level in 0..3u16 {
@@ -30,11 +32,11 @@ fn write_progressive(place: &Place) -> Outcome {
                 let row_start = block * ROWS;
                 let terms = vec![TermEntry { row_start, col_start: 0, optional: false, node }];
                 units.push(UnitEntry { level, row_start, rows: ROWS, terms });
-                let key = BlockKey { tensor: t, matrix: 0, row_start };
                 let loss = residual.iter().map(|v| f64::from(v * v)).sum();
-                losses.blocks.entry(key).or_default().push(loss);
+                known.blocks.entry((0, row_start)).or_default().push(loss);
             }
         }
+        losses.insert(name.to_owned(), known);
         units.sort_by_key(|unit| (unit.level, unit.row_start));
         let (rows, cols) = (ROWS * BLOCKS, COLS);
         let matrix = MatrixEntry { rows, cols, units, ..MatrixEntry::default() };

@@ -125,36 +125,30 @@ fn state_losses<C: AsRef<[LevelLoss]>>(chains: &[C], units: &mut [ScheduledUnit]
     }
 }
 
-/// A block of rows: tensor by its place in the list, matrix in the tensor, first row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockKey {
-    /// Place of the tensor.
-    pub tensor: usize,
-    /// Matrix in the tensor.
-    pub matrix: usize,
-    /// First row of the block.
-    pub row_start: u64,
+/// What is known of the losses of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorLosses {
+    /// What its losses are multiplied with, so that they can be added to those of other tensors:
+    /// measured, it turns the error of a tensor into the divergence that it causes.
+    pub coefficient: f64,
+    /// For each block of rows that has several levels, by its matrix in the tensor and its first row,
+    /// the loss that remains after each level.
+    pub blocks: HashMap<(usize, u64), Vec<f64>>,
 }
 
-/// What is known of the losses of a model.
-#[derive(Clone, Debug, Default)]
-pub struct Losses {
-    /// For each block that has several levels, the loss that remains after each level.
-    pub blocks: HashMap<BlockKey, Vec<f64>>,
-    /// For tensors by name, what their losses are multiplied with; 1 for those that are not named.
-    /// Measured, it turns the error of a tensor into the divergence that it causes.
-    pub coefficients: BTreeMap<String, f64>,
-}
-
-/// The schedule of `tensors`; none when there is nothing to choose, that is no unit above level 0.
+/// The schedule of `tensors`, whose losses are looked up by name; none when there is nothing to choose,
+/// that is no unit above level 0, and none when nothing is known of a block of several levels.
 ///
 /// Segments that several units share cost nothing, whichever comes first: a codebook of many is no
 /// reason to take them late.
 ///
 /// # Errors
-/// `BadArgument` for a block of several levels without losses, or with another number of them, and
-/// for losses that are not finite.
-pub fn schedule(tensors: &[TensorEntry], losses: &Losses) -> Result<Option<Vec<StepEntry>>> {
+/// `BadArgument` for a block with another number of losses than it has levels, and for losses that
+/// are not finite.
+pub fn schedule(
+    tensors: &[TensorEntry],
+    losses: &BTreeMap<String, TensorLosses>,
+) -> Result<Option<Vec<StepEntry>>> {
     let mut uses = HashMap::new();
     for unit in tensors.iter().flat_map(matrices).flat_map(|matrix| &matrix.units) {
         let mut own = Vec::new();
@@ -169,25 +163,24 @@ pub fn schedule(tensors: &[TensorEntry], losses: &Losses) -> Result<Option<Vec<S
     };
     let (mut chains, mut places) = (Vec::new(), Vec::new());
     for (t, tensor) in tensors.iter().enumerate() {
-        let coefficient = losses.coefficients.get(&tensor.name).copied().unwrap_or(1.0);
+        let known = losses.get(&tensor.name);
+        let coefficient = known.map_or(1.0, |known| known.coefficient);
         for (m, matrix) in matrices(tensor).iter().enumerate() {
             let mut blocks: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
             for (u, unit) in matrix.units.iter().enumerate() {
                 blocks.entry(unit.row_start).or_default().push(u);
             }
             for (row_start, units) in blocks {
-                let stated = losses.blocks.get(&BlockKey { tensor: t, matrix: m, row_start });
-                let wrong = |found: String| {
-                    Error::bad_argument(format!("losses of matrix {m}, row {row_start}"))
-                        .tensor(&tensor.name)
-                        .expected(units.len())
-                        .found(found)
-                };
-                let stated: Vec<f64> = match stated {
+                let stated: Vec<f64> = match known.and_then(|known| known.blocks.get(&(m, row_start))) {
                     Some(stated) if stated.len() == units.len() => stated.clone(),
+                    Some(stated) => {
+                        return Err(Error::bad_argument(format!("losses of matrix {m}, row {row_start}"))
+                            .tensor(&tensor.name)
+                            .expected(units.len())
+                            .found(stated.len()));
+                    }
                     None if units.len() == 1 => vec![0.0],
-                    Some(stated) => return Err(wrong(stated.len().to_string())),
-                    None => return Err(wrong("none".into())),
+                    None => return Ok(None),
                 };
                 let level = |(unit, loss): (&usize, f64)| LevelLoss {
                     bytes: matrix.units.get(*unit).map_or(0, bytes),
@@ -417,21 +410,20 @@ mod tests {
         Ok(TensorEntry { name: name.into(), dtype: DType::F32, shape: vec![2, cols[0]], content })
     }
 
-    fn losses(tensor: usize, rows: [[f64; 2]; 2]) -> impl Iterator<Item = (BlockKey, Vec<f64>)> {
-        let block = move |(row_start, losses): (u64, [f64; 2])| {
-            (BlockKey { tensor, matrix: 0, row_start }, losses.to_vec())
-        };
-        (0u64..).zip(rows).map(block)
+    fn losses(rows: [[f64; 2]; 2]) -> TensorLosses {
+        let block = |(row_start, losses): (u64, [f64; 2])| ((0, row_start), losses.to_vec());
+        TensorLosses { coefficient: 1.0, blocks: (0u64..).zip(rows).map(block).collect() }
     }
 
     #[test]
     fn the_archive_lies_in_the_order_of_the_schedule() -> Result<()> {
         let tensors = [tensor("a", [8, 8])?, tensor("bb", [8, 4])?, tensor("ccc", [8, 8])?];
-        let known = losses(0, [[9.0, 8.0], [9.0, 5.0]])
-            .chain(losses(1, [[4.0, 1.0], [4.0, 3.5]]))
-            .chain(losses(2, [[1.0, 0.5], [1.0, 0.25]]));
-        let mut all = Losses { blocks: known.collect(), ..Losses::default() };
-        let order = |losses: &Losses| -> Result<Vec<(String, usize)>> {
+        let mut all = BTreeMap::from([
+            ("a".to_owned(), losses([[9.0, 8.0], [9.0, 5.0]])),
+            ("bb".to_owned(), losses([[4.0, 1.0], [4.0, 3.5]])),
+            ("ccc".to_owned(), losses([[1.0, 0.5], [1.0, 0.25]])),
+        ]);
+        let order = |losses: &BTreeMap<String, TensorLosses>| -> Result<Vec<(String, usize)>> {
             let mut builder = ArchiveBuilder::new(WriteOptions::default());
             let steps = schedule(&tensors, losses)?.ok_or_else(|| Error::bad_argument("no schedule"))?;
             builder.schedule(steps.clone());
@@ -450,22 +442,33 @@ mod tests {
         let named =
             |names: &[(&str, usize)]| names.iter().map(|(n, u)| ((*n).to_owned(), *u)).collect::<Vec<_>>();
         assert_eq!(order(&all)?, named(&[("bb", 2), ("a", 3), ("a", 2), ("bb", 3), ("ccc", 3), ("ccc", 2)]));
-        all.coefficients.insert("ccc".into(), 100.0);
+        all.entry("ccc".into()).and_modify(|known| known.coefficient = 100.0);
         assert_eq!(order(&all)?, named(&[("ccc", 3), ("ccc", 2), ("bb", 2), ("a", 3), ("a", 2), ("bb", 3)]));
         Ok(())
     }
 
     #[test]
-    fn rejects_levels_without_losses_and_needs_none_for_one_level() -> Result<()> {
-        let tensors = [tensor("a", [8, 8])?];
-        assert!(schedule(&tensors, &Losses::default()).is_err());
-        let short = losses(0, [[1.0, 0.5], [1.0, 0.5]]).map(|(key, losses)| (key, losses[..1].to_vec()));
-        assert!(schedule(&tensors, &Losses { blocks: short.collect(), ..Losses::default() }).is_err());
-        let mut single = tensor("a", [8, 8])?;
-        if let Content::Matrices(matrices) = &mut single.content {
+    fn levels_without_losses_have_no_schedule_and_one_level_needs_none() -> Result<()> {
+        let both = || -> Result<_> { Ok([tensor("a", [8, 8])?, tensor("bb", [8, 8])?]) };
+        let known = BTreeMap::from([("a".to_owned(), losses([[2.0, 1.0], [2.0, 1.0]]))]);
+        assert_eq!(schedule(&both()?, &known)?, None);
+        let mut tensors = both()?;
+        if let Content::Matrices(matrices) = &mut tensors[1].content {
             matrices.iter_mut().for_each(|matrix| matrix.units.truncate(2));
         }
-        assert_eq!(schedule(&[single], &Losses::default())?, None);
+        assert_eq!(schedule(&tensors, &known)?.map(|steps| steps.len()), Some(6));
+        assert_eq!(schedule(&tensors[1..], &known)?, None);
+        Ok(())
+    }
+
+    #[test]
+    fn rejects_another_number_of_losses_than_levels() -> Result<()> {
+        let mut short = losses([[1.0, 0.5], [1.0, 0.5]]);
+        short.blocks.insert((0, 1), vec![1.0]);
+        let error = schedule(&[tensor("a", [8, 8])?], &BTreeMap::from([("a".to_owned(), short)]));
+        assert!(
+            error.is_err_and(|e| e.to_string().contains("tensor `a`: losses of matrix 0, row 1: expected 2"))
+        );
         Ok(())
     }
 }

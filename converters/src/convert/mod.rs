@@ -6,6 +6,7 @@
 
 mod block;
 mod context;
+mod losses;
 pub(crate) mod output;
 mod spool;
 mod workers;
@@ -207,6 +208,7 @@ fn convert_in(
     })?;
     done.extend(encoded_blocks);
     let levels = level_reports(&blocks, &done);
+    let losses = losses::of(source.tensors(), &done, options.moments.as_deref());
     let carried = carried(source, &kept)?;
     let transforms = |tensor: usize| {
         let Some(tensor) = source.tensors().get(tensor) else { return Ok(Default::default()) };
@@ -216,7 +218,7 @@ fn convert_in(
     let tensors = entries(source.tensors(), &blocks, done, carried, transforms)?;
     let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();
     let tensor_bytes: u64 = tensors.iter().map(output::stored_bytes).sum();
-    let files = output::write(source, output, options, spool, tensors, recipe, progress)?;
+    let files = output::write(source, output, options, spool, tensors, &losses, recipe, progress)?;
     let file_bytes = files.iter().map(|(_, bytes)| bytes).sum();
     Ok(ConvertReport {
         tensors: source.tensors().len(),

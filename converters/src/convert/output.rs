@@ -3,9 +3,11 @@
 use super::spool::Spool;
 use super::{ConvertOptions, PROVENANCE_ATTRIBUTE, Progress, RECIPE_ATTRIBUTE};
 use crate::error::{Error, Result};
+use crate::schedule::{TensorLosses, schedule};
 use crate::source::{CARRIED, CmfSource, Source};
 use cmf_format::write::{Content, Layout, TensorEntry};
 use cmf_format::{ArchiveBuilder, NodeData, SegmentData, SegmentSource, WriteOptions};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -35,12 +37,17 @@ pub(super) fn work_folder(output: &Path) -> Result<PathBuf> {
 
 /// Lays the archive out, with its shards if it has any, and writes it. Gives the files with their
 /// lengths, the archive to open first.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one caller, at the end of a conversion, which has all of them"
+)]
 pub(super) fn write(
     source: &dyn Source,
     output: &Path,
     options: &ConvertOptions,
     spool: &Spool,
     tensors: Vec<TensorEntry>,
+    losses: &BTreeMap<String, TensorLosses>,
     recipe: &str,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<(PathBuf, u64)>> {
@@ -60,9 +67,11 @@ pub(super) fn write(
     match options.shard_bytes {
         None => {
             // What is carried whole keeps its order of units.
-            if is_carried(&tensors)
-                && let Some(steps) = source.archive().and_then(CmfSource::schedule)
-            {
+            let steps = match is_carried(&tensors) {
+                true => source.archive().and_then(CmfSource::schedule),
+                false => schedule(&tensors, losses)?,
+            };
+            if let Some(steps) = steps {
                 main.schedule(steps);
             }
             for tensor in tensors {
@@ -77,6 +86,9 @@ pub(super) fn write(
                 let mut builder = ArchiveBuilder::new(WriteOptions::default());
                 for tensor in shard {
                     builder.tensor(tensor.clone());
+                }
+                if let Some(steps) = schedule(shard, losses)? {
+                    builder.schedule(steps);
                 }
                 let layout = lay_out(&builder)?;
                 // A kill between the renames leaves shards that are as they should be.

@@ -26,7 +26,7 @@ fn config() -> Config {
 }
 
 /// One row block of one matrix of one tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct BlockId {
     pub(super) tensor: u64,
     pub(super) matrix: u64,
