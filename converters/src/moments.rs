@@ -19,7 +19,7 @@ pub trait Moments: Send + Sync {
     fn of(&self, name: &str, cols: usize) -> Result<Option<SecondMoments>>;
 
     /// How much an error of this weight raises the model's loss: nats per token for each unit of
-    /// `tr(E H Eᵀ)`; `None` where it was not measured.
+    /// `tr(E H Eᵀ) / tr(W H Wᵀ)`; `None` where it was not measured.
     fn sensitivity(&self, name: &str) -> Option<f64>;
 
     /// The files they are read from.

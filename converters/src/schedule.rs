@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn any_chains() -> impl Strategy<Value = Vec<Chain>> {
-        let level = (0u64..30, 0u32..40).prop_map(|(bytes, loss)| LevelLoss { bytes, loss: f64::from(loss) });
+        let level = (1u64..30, 0u32..40).prop_map(|(bytes, loss)| LevelLoss { bytes, loss: f64::from(loss) });
         prop::collection::vec(prop::collection::vec(level, 1..5), 1..5)
     }
 

@@ -53,9 +53,8 @@ pub(super) fn encode(
         return Ok(Encoded { levels: vec![level], cost: 0.0 });
     }
     let (cost, planes) = encode::planes(&matrix, &rule.terms, calibration)?;
-    let level =
-        |plane: encode::Plane| Level { nodes: vec![plane.node], cost: plane.cost * context.sensitivity };
-    Ok(Encoded { levels: planes.into_iter().map(level).collect(), cost: cost * context.sensitivity })
+    let level = |plane: encode::Plane| Level { nodes: vec![plane.node], cost: plane.cost };
+    Ok(Encoded { levels: planes.into_iter().map(level).collect(), cost })
 }
 
 /// The elements themselves.

@@ -37,8 +37,6 @@ pub(super) struct Context {
     output: Option<Output>,
     /// Moments of the transformed activations.
     pub(super) calibration: Option<Calibration>,
-    /// Nats per token for a unit of cost; 1 where it is not known.
-    pub(super) sensitivity: f64,
 }
 
 #[derive(Debug)]
@@ -64,13 +62,8 @@ impl Context {
             Some(moments) if encodes || scaled => moments.of(&tensor.name, cols_index)?,
             _ => None,
         };
-        let mut context = Self {
-            input: Vec::new(),
-            input_entries: Vec::new(),
-            output: None,
-            calibration: None,
-            sensitivity: moments.and_then(|m| m.sensitivity(&tensor.name)).unwrap_or(1.0),
-        };
+        let mut context =
+            Self { input: Vec::new(), input_entries: Vec::new(), output: None, calibration: None };
         let seed = rule.transforms.seed;
         if let (true, Some(known)) = (scaled, &mut known) {
             let (factors, node) = scale(&known.diagonal(), rule.transforms.scale)?;

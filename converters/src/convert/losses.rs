@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 
 /// The losses of tensors with several levels, by name.
 ///
-/// Where it is known how the error of a tensor becomes divergence, a loss is that divergence, in nats
-/// per token. Where it is not, it is the error of the tensor relative to its own size: in a model of
-/// layers that are scaled and normalised, equal relative errors do about equal harm (Malinovskii et
-/// al. 2024, "Pushing the limits of large language model quantization via the linearity theorem").
+/// A loss is the error of the tensor relative to its own size, times its sensitivity: the divergence
+/// that a unit of relative error causes, in nats per token. Where that was not measured, the mean of
+/// those that were stands in. Without any, all tensors count the same: in a model of layers that are
+/// scaled and normalised, equal relative errors do about equal harm (Malinovskii et al. 2024, "Pushing
+/// the limits of large language model quantization via the linearity theorem").
 pub(super) fn of(
     tensors: &[TensorInfo],
     blocks: &HashMap<BlockId, Encoded>,
@@ -35,11 +36,16 @@ pub(super) fn of(
         let costs = encoded.levels.iter().map(|level| level.cost).collect();
         own.blocks.insert((id.matrix as usize, id.row_start), costs);
     }
+    let known = |name: &str| moments.and_then(|moments| moments.sensitivity(name));
+    let measured: Vec<f64> = found.keys().filter_map(|name| known(name)).collect();
+    let mean = match measured.len() {
+        0 => 1.0,
+        n => measured.iter().sum::<f64>() / n as f64,
+    };
     for (name, own) in &mut found {
         let size = sizes.get(name.as_str()).copied().unwrap_or(0.0);
-        // Costs are multiplied with the sensitivity already, where there is one.
-        if moments.and_then(|moments| moments.sensitivity(name)).is_none() && size > 0.0 {
-            own.coefficient = 1.0 / size;
+        if size > 0.0 {
+            own.coefficient = known(name).unwrap_or(mean) / size;
         }
     }
     found
