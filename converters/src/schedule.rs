@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, HashMap};
 /// A level of a chain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LevelLoss {
-    /// Bytes that the unit of this level takes: decoded bytes of its segments.
+    /// Bytes that the unit of this level takes beside those of the levels below: decoded bytes of
+    /// its segments.
     pub bytes: u64,
     /// Loss that remains with this level and all below it: finite, in a measure that can be added
     /// over chains.
@@ -150,16 +151,26 @@ pub fn schedule(
     losses: &BTreeMap<String, TensorLosses>,
 ) -> Result<Option<Vec<StepEntry>>> {
     let mut uses = HashMap::new();
-    for unit in tensors.iter().flat_map(matrices).flat_map(|matrix| &matrix.units) {
-        let mut own = Vec::new();
-        unit_segments(unit, &mut own);
-        own.into_iter().for_each(|(segment, _)| *uses.entry(segment).or_insert(0u32) += 1);
+    for matrix in tensors.iter().flat_map(matrices) {
+        let mut chains: BTreeMap<u64, Vec<(SegmentKey, u64)>> = BTreeMap::new();
+        for unit in &matrix.units {
+            unit_segments(unit, chains.entry(unit.row_start).or_default());
+        }
+        for (segment, _) in chains.into_values().flatten() {
+            *uses.entry(segment).or_insert(0u32) += 1;
+        }
     }
-    let bytes = |unit: &UnitEntry| {
-        let mut own = Vec::new();
-        unit_segments(unit, &mut own);
-        let alone = own.iter().filter(|(segment, _)| uses.get(segment) == Some(&1));
-        alone.fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    // Lower levels of the chain have brought what is in `before`; what other chains use too belongs
+    // to none.
+    let mut before = Vec::new();
+    let mut bytes = |unit: &UnitEntry| {
+        if unit.level == 0 {
+            before.clear();
+        }
+        let from = before.len();
+        unit_segments(unit, &mut before);
+        let own = before.iter().skip(from).filter(|(segment, _)| uses.get(segment) == Some(&1));
+        own.fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes))
     };
     let (mut chains, mut places) = (Vec::new(), Vec::new());
     for (t, tensor) in tensors.iter().enumerate() {
@@ -183,7 +194,7 @@ pub fn schedule(
                     None => return Ok(None),
                 };
                 let level = |(unit, loss): (&usize, f64)| LevelLoss {
-                    bytes: matrix.units.get(*unit).map_or(0, bytes),
+                    bytes: matrix.units.get(*unit).map_or(0, &mut bytes),
                     loss: loss * coefficient,
                 };
                 chains.push(units.iter().zip(stated).map(level).collect::<Vec<_>>());
@@ -216,7 +227,7 @@ enum SegmentKey {
     Stored([u8; 32]),
 }
 
-/// The segments of a unit, each once, with their decoded bytes.
+/// Adds the segments of a unit that are not there yet, each once, with their decoded bytes.
 fn unit_segments(unit: &UnitEntry, found: &mut Vec<(SegmentKey, u64)>) {
     fn walk(node: &NodeData, found: &mut Vec<(SegmentKey, u64)>) {
         for segment in &node.segments {
@@ -413,6 +424,28 @@ mod tests {
     fn losses(rows: [[f64; 2]; 2]) -> TensorLosses {
         let block = |(row_start, losses): (u64, [f64; 2])| ((0, row_start), losses.to_vec());
         TensorLosses { coefficient: 1.0, blocks: (0u64..).zip(rows).map(block).collect() }
+    }
+
+    #[test]
+    fn what_levels_share_belongs_to_the_lowest_of_them() -> Result<()> {
+        let (mut nested, plain) = (tensor("a", [8, 16])?, tensor("bb", [8, 8])?);
+        // A third level that holds the second's bytes too, as planes of `nested` are held.
+        if let Content::Matrices(matrices) = &mut nested.content {
+            let third = |unit: &UnitEntry| UnitEntry { level: 2, ..unit.clone() };
+            let units = matrices[0].units[2..].iter().map(third).collect::<Vec<_>>();
+            matrices[0].units.extend(units);
+        }
+        let losses = |of: &[f64]| TensorLosses {
+            blocks: (0..2).map(|row_start| ((0, row_start), of.to_vec())).collect(),
+            coefficient: 1.0,
+        };
+        let known =
+            [("a".to_owned(), losses(&[3.0, 2.0, 2.0])), ("bb".to_owned(), losses(&[3.0, 2.0]))].into();
+        let steps = schedule(&[nested, plain], &known)?.ok_or_else(|| Error::bad_argument("no schedule"))?;
+        // The same gain for 64 bytes and for 32.
+        let order: Vec<_> = steps.iter().skip(4).take(2).map(|step| step.unit.0.as_str()).collect();
+        assert_eq!(order, ["bb", "bb"]);
+        Ok(())
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::schedule::{TensorLosses, schedule};
 use crate::source::{CARRIED, CmfSource, Source};
 use cmf_format::write::{Content, Layout, TensorEntry};
 use cmf_format::{ArchiveBuilder, NodeData, SegmentData, SegmentSource, WriteOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -202,11 +202,20 @@ fn is_carried(tensors: &[TensorEntry]) -> bool {
     units.flat_map(|unit| &unit.terms).all(|term| carried(&term.node))
 }
 
-/// Bytes of the segments of a tensor.
+/// Bytes of the segments of a tensor; those of equal content, which levels of `nested` share, once.
 pub(super) fn stored_bytes(tensor: &TensorEntry) -> u64 {
+    fn add(node: &NodeData, seen: &mut HashSet<[u8; 32]>) -> u64 {
+        let own = node.segments.iter().map(|segment| match &segment.source {
+            SegmentSource::Stored(stored) if !seen.insert(stored.hash) => 0,
+            _ => segment.stored_bytes(),
+        });
+        let own: u64 = own.sum();
+        own + node.children.iter().map(|child| add(child, seen)).sum::<u64>()
+    }
     let Content::Matrices(matrices) = &tensor.content else { return 0 };
     let terms = matrices.iter().flat_map(|m| &m.units).flat_map(|u| &u.terms);
-    terms.map(|t| t.node.stored_bytes()).sum()
+    let mut seen = HashSet::new();
+    terms.map(|t| add(&t.node, &mut seen)).sum()
 }
 
 fn shard_name(output: &Path, number: usize, count: usize) -> Result<String> {
