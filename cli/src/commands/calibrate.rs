@@ -14,7 +14,7 @@ use std::time::Instant;
   cmf calibrate SmolLM2-135M-Instruct/ --text calibration.txt -o moments.cmf
 The output holds, under the name of each matrix, the second moments of what it reads.")]
 pub(crate) struct Args {
-    /// A model: a Hugging Face directory or a .cmf
+    /// A model that `cmf convert` reads
     model: PathBuf,
     /// The text to run through it
     #[arg(long, value_name = "FILE")]
@@ -53,12 +53,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         anyhow::bail!("{}: exists; --force replaces it", args.output.display());
     }
     let model = AnyModel::open(&args.model)?;
-    let config = model.config()?;
-    let windows = Windows::read(&args.text, &model.text()?, args.tokens, args.context)?;
+    let card = model.card()?;
+    let windows = Windows::read(&args.text, card.text()?, args.tokens, args.context)?;
     let note = Note::new(&args.model, &args.text, &windows)?;
     let bar = Bar::new(args.quiet, Unit::Layers);
     let progress = |done, total| bar.set("layers", done, total);
-    let moments = moments::collect(&Dense(model), &config, &windows, &note, &progress)?;
+    let moments =
+        moments::collect(card.weights(Dense(model)).as_ref(), card.config(), &windows, &note, &progress)?;
     drop(bar);
     let file_bytes = moments::write(&moments, &args.output, args.force)?;
     let report = Report { note, file_bytes, seconds: started.elapsed().as_secs_f64() };

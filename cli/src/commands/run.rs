@@ -2,16 +2,16 @@
 
 use crate::{Answer, print};
 use anyhow::Context;
-use cmf_candle::chat::{Chat, Message};
+use cmf_candle::chat::Message;
 use cmf_candle::generate::{Generator, Stream};
 use cmf_candle::llama::Llama;
 use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
-use cmf_candle::{Text, cut};
+use cmf_candle::{Card, Text, cut};
 use cmf_loader::{Budget, Model, Plan};
 use serde::Serialize;
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -76,6 +76,9 @@ struct Summary {
     bits_per_weight: f64,
     cache_bytes: u64,
     scratch_bytes: u64,
+    /// Bytes of the file that are in this process's memory, as the system counts them in pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mapped_bytes: Option<u64>,
     /// Of the process, as the system counts it; absent where it does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     process_bytes: Option<u64>,
@@ -89,8 +92,7 @@ struct Session<'s, 'm> {
     model: &'m Model,
     packed: &'s PackedModel<'m>,
     text: &'s Text,
-    chat: &'s Chat,
-    ends: Vec<u32>,
+    card: &'s Card,
     generator: Generator<'s, 's>,
     messages: Vec<Message>,
 }
@@ -101,24 +103,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     Sampler::new(sampling)?;
     let model = Model::open(&args.file)?;
     let plan = model.plan(Budget::parse(&args.budget)?)?;
-    let (config, text) = (cut::config(&model)?, cut::text(&model)?);
-    let jinja = cut::attribute(&model, "chat_template.jinja")?;
-    let chat = match cut::attribute(&model, "tokenizer_config.json")? {
-        Some(json) => Chat::parse(&json, jinja.as_deref())?,
-        None => Chat::parse(b"{}", jinja.as_deref())?,
-    };
-    let mut ends = config.eos.clone();
-    ends.extend(text.id(chat.eos()));
+    let card = cut::card(&model)?;
+    let text = card.text()?;
     let packed = PackedModel::new(&model, plan);
-    let llama = Llama::load(&packed, &config)?;
+    let weights = card.weights(&packed);
+    let llama = Llama::load(weights.as_ref(), card.config())?;
     let system = args.system.iter().map(|content| message("system", content));
     let mut session = Session {
         args,
         model: &model,
         packed: &packed,
-        text: &text,
-        chat: &chat,
-        ends,
+        text,
+        card: &card,
         generator: Generator::new(&llama),
         messages: system.collect(),
     };
@@ -165,7 +161,7 @@ impl Session<'_, '_> {
             true => prompt.to_owned(),
             false => {
                 self.messages.push(message("user", prompt));
-                self.chat.prompt(&self.messages)?
+                self.card.chat().prompt(&self.messages)?
             }
         };
         let ids = self.text.encode(&text)?.ids;
@@ -180,7 +176,7 @@ impl Session<'_, '_> {
                 first = Some(started.elapsed().as_secs_f64());
                 generating = Instant::now();
             }
-            if self.ends.contains(&id) {
+            if self.card.ends().contains(&id) {
                 break;
             }
             let part = stream.push(id)?;
@@ -210,6 +206,7 @@ impl Session<'_, '_> {
             bits_per_weight: plan.bits_per_weight(),
             cache_bytes: self.generator.cache_bytes(),
             scratch_bytes: cmf_candle::packed::scratch_bytes(),
+            mapped_bytes: mapped_bytes(self.model.path()),
             process_bytes: process.map(|(now, _)| now),
             peak_resident_bytes: process.map(|(_, peak)| peak),
         };
@@ -237,10 +234,29 @@ fn held(summary: &Summary, plan: &Plan) -> String {
     if let Some((now, peak)) = summary.process_bytes.zip(summary.peak_resident_bytes) {
         text += &format!("; process {now}, at most {peak}");
     }
+    if let Some(mapped) = summary.mapped_bytes {
+        text += &format!(", {mapped} of them mapped from the file");
+    }
     text + &format!(
         "; {} tokens, {:.2} a second, the first after {:.2} s]\n",
         summary.tokens, summary.tokens_per_second, summary.first_token_seconds
     )
+}
+
+/// Resident bytes of the maps of the file at `path`.
+fn mapped_bytes(path: &Path) -> Option<u64> {
+    let path = std::fs::canonicalize(path).ok()?;
+    let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    let (mut ours, mut bytes) = (false, 0u64);
+    for line in maps.lines() {
+        if let Some(resident) = line.strip_prefix("Rss:").filter(|_| ours) {
+            let kibibytes = resident.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?;
+            bytes = bytes.saturating_add(kibibytes.saturating_mul(1024));
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c)) {
+            ours = line.ends_with(path.to_str()?);
+        }
+    }
+    Some(bytes)
 }
 
 /// Resident bytes of this process, now and at most.

@@ -54,6 +54,16 @@ impl Metadata {
         Ok(Self { raw: head.since(start).into(), entries, by_key })
     }
 
+    /// Checks the bytes of a whole section, [`Metadata::raw`], of `count` entries.
+    ///
+    /// # Errors
+    /// `BadFile` for whatever breaks the format, `Limit` beyond `limits`.
+    pub fn parse(raw: &[u8], count: u64, limits: &Limits) -> Result<Self> {
+        let mut head = Head::new(raw, limits.head_bytes)?;
+        check_entry_count(&head, count)?;
+        Self::read(&mut head, count, limits)
+    }
+
     /// The bytes of the whole section as they stand in the file: `len()` entries of key and value.
     pub fn raw(&self) -> &Arc<[u8]> {
         &self.raw

@@ -39,6 +39,8 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Whether queries and keys are normalised head by head (Qwen3).
     pub qk_norm: bool,
+    /// Whether stored query and key rows are interleaved, as llama.cpp stores them.
+    pub(crate) interleaved: bool,
     /// Positions that the model was made for.
     pub max_positions: usize,
     /// Tokens that end a text.
@@ -209,6 +211,7 @@ impl Config {
             output_bias,
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             qk_norm,
+            interleaved: false,
             max_positions,
             eos: match raw.eos_token_id {
                 None => Vec::new(),

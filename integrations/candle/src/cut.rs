@@ -1,8 +1,7 @@
 //! Dense weights of a `.cmf` under a plan.
 
-use crate::config::Config;
+use crate::card::Card;
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::Text;
 use crate::weights::{DenseValues, missing};
 use cmf_loader::{Levels, Model, Plan};
 
@@ -62,23 +61,11 @@ pub fn attribute(model: &Model, name: &str) -> Result<Option<Vec<u8>>> {
     model.attribute(name).map(|attribute| Ok(attribute.bytes()?.into_owned())).transpose()
 }
 
-/// The configuration of `model`.
+/// Configuration, tokenizer and chat template of `model`.
 ///
 /// # Errors
-/// `BadModel` when there is none, and as [`Config::parse`].
-pub fn config(model: &Model) -> Result<Config> {
-    Config::parse(&require(model, "config.json")?)
-}
-
-/// The tokenizer of `model`.
-///
-/// # Errors
-/// `BadModel` when there is none, and as [`Text::parse`].
-pub fn text(model: &Model) -> Result<Text> {
-    Text::parse(&require(model, "tokenizer.json")?)
-}
-
-fn require(model: &Model, name: &str) -> Result<Vec<u8>> {
-    let missing = || Error::model(format!("{}: {name} is not there", model.path().display()));
-    attribute(model, name)?.ok_or_else(missing)
+/// As [`Card::read`].
+pub fn card(model: &Model) -> Result<Card> {
+    Card::read(&|name| attribute(model, name), &|name| model.tensor(name).map(|tensor| tensor.shape()))
+        .map_err(|e| Error::new(e.kind(), format!("{}: {e}", model.path().display())))
 }

@@ -1,11 +1,13 @@
 //! Llama-family models from `.cmf` on candle tensors: run, evaluated and calibrated.
 
+mod card;
 pub mod chat;
 pub mod config;
 pub mod cut;
 mod error;
 pub mod eval;
 pub mod generate;
+pub mod gguf;
 mod layers;
 pub mod llama;
 pub mod moments;
@@ -17,6 +19,7 @@ mod text;
 mod var_builder;
 pub mod weights;
 
+pub use card::Card;
 pub use config::Config;
 pub use error::{Error, ErrorKind, Result};
 pub use layers::{Hidden, Progress};

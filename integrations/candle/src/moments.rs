@@ -79,7 +79,8 @@ pub fn collect(
         for (site, sum) in Site::ALL.into_iter().zip(sums) {
             let node = sum.node(windows.tokens())?;
             for matrix in site.matrices() {
-                add(&mut builder, format!("model.layers.{layer}.{matrix}.weight"), node.clone());
+                let name = format!("model.layers.{layer}.{matrix}.weight");
+                add(&mut builder, weights.stored_name(&name), node.clone());
             }
         }
         progress(layer as u64 + 1, config.layers as u64);
@@ -89,7 +90,7 @@ pub fn collect(
     for states in hidden.states() {
         sum.add(&product(&norm.forward(states)?)?)?;
     }
-    add(&mut builder, config.head_name().into(), sum.node(windows.tokens())?);
+    add(&mut builder, weights.stored_name(config.head_name()), sum.node(windows.tokens())?);
     let json = serde_json::to_vec_pretty(note).map_err(|e| Error::argument(e.to_string()))?;
     builder.attribute("cmf.moments.json", "application/json", json);
     Ok(builder)

@@ -1,8 +1,7 @@
 //! Dense weights of every format that conversion reads.
 
-use crate::config::Config;
+use crate::card::Card;
 use crate::error::{Error, Result};
-use crate::text::Text;
 use crate::weights::{DenseValues, missing};
 use cmf_converters::source::{self, Source};
 use std::path::{Path, PathBuf};
@@ -31,29 +30,18 @@ impl AnyModel {
         Ok(found.map(|file| file.bytes))
     }
 
-    /// Its configuration.
+    /// Its configuration, tokenizer and chat template.
     ///
     /// # Errors
-    /// `BadModel` when there is none, and as [`Config::parse`].
-    pub fn config(&self) -> Result<Config> {
-        Config::parse(&self.require("config.json")?)
-    }
-
-    /// Its tokenizer.
-    ///
-    /// # Errors
-    /// `BadModel` when there is none, and as [`Text::parse`].
-    pub fn text(&self) -> Result<Text> {
-        Text::parse(&self.require("tokenizer.json")?)
+    /// As [`Card::read`].
+    pub fn card(&self) -> Result<Card> {
+        Card::read(&|name| self.file(name), &|name| self.shape(name))
+            .map_err(|e| Error::new(e.kind(), format!("{}: {e}", self.path.display())))
     }
 
     /// Says which files it is read from, and in which state: name, length and time of each.
     pub fn fingerprint(&self) -> String {
         self.source.inputs().iter().map(|f| format!("{:?} {} {}\n", f.path, f.bytes, f.modified_ns)).collect()
-    }
-
-    fn require(&self, name: &str) -> Result<Vec<u8>> {
-        self.file(name)?.ok_or_else(|| Error::model(format!("{}: {name} is not there", self.path.display())))
     }
 
     fn index(&self, name: &str) -> Option<usize> {

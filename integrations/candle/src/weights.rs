@@ -51,6 +51,11 @@ pub trait Weights: Sync {
     /// # Errors
     /// As [`Weights::vector`].
     fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>>;
+
+    /// The name that tensor `name` is stored under.
+    fn stored_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
 }
 
 /// Requires the shape that a configuration asks for, before anything is allocated.
@@ -85,6 +90,24 @@ impl Rows for DenseRows {
             return Err(Error::argument(format!("token {id} of an embedding of {rows}")));
         }
         Ok(self.0.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+    }
+}
+
+impl<W: Weights + ?Sized> Weights for &W {
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        (**self).vector(name, elements)
+    }
+
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+        (**self).linear(matrices, inputs)
+    }
+
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        (**self).rows(name, rows, cols)
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        (**self).stored_name(name)
     }
 }
 

@@ -26,7 +26,7 @@ fn budgets(model: &Model) -> cmf_candle::Result<Vec<Budget>> {
 fn every_budget_is_the_dense_model_under_the_same_plan() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let mut resident = Vec::new();
     for budget in budgets(&model)? {
         let plan = model.plan(budget)?;
@@ -45,7 +45,7 @@ fn every_budget_is_the_dense_model_under_the_same_plan() -> TestResult {
 fn budget_changed_between_tokens_is_that_of_a_model_opened_with_it() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, false).progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let changing = PackedModel::new(&model, model.plan(Budget::Minimum)?);
     let llama = Llama::load(&changing, &config)?;
     let order = [6, 0, 3, 5, 1, 6, 2, 4];
@@ -65,7 +65,7 @@ fn plan_of_another_model_is_refused_and_changes_nothing() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let (_other_directory, other) = written(&Tiny::new(Kind::Qwen3, true).progressive())?;
     let (model, other) = (Model::open(&path)?, Model::open(&other)?);
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let packed = PackedModel::new(&model, model.plan(Budget::Minimum)?);
     let before = last(&packed, &config, &ids(5))?;
     let kind = packed.set_plan(other.plan(Budget::Maximum)?).map_err(|e| e.kind());
@@ -78,7 +78,7 @@ fn plan_of_another_model_is_refused_and_changes_nothing() -> TestResult {
 fn any_number_of_threads_gives_the_same_bits() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let run = |threads: usize| -> Result<Vec<f32>, Box<dyn std::error::Error>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         Ok(pool.install(|| last(&PackedModel::new(&model, model.plan(Budget::Maximum)?), &config, &ids(1)))?)

@@ -36,7 +36,7 @@ fn perplexity_is_that_of_the_second_halves() -> TestResult {
     let tiny = Tiny::new(Kind::Llama, true);
     let (_directory, path) = written(&tiny.plain())?;
     let model = AnyModel::open(&path)?;
-    let (config, windows) = (model.config()?, windows(5)?);
+    let (config, windows) = (model.card()?.config().clone(), windows(5)?);
     let weights = Dense(model);
     let subject = Subject { weights: &weights, config: &config };
     let (_, scores) = score(&[(subject, subject.states(&windows, &|_, _| ())?)], None, &windows, &|_, _| ())?;
@@ -79,7 +79,7 @@ fn compare(
 fn divergence_of_a_model_from_itself_is_0() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let scores = compare(&cut(&model, Budget::Maximum)?, &cut(&model, Budget::Maximum)?, &config)?;
     assert!(scores.kl_mean.is_some_and(|kl| kl.abs() < 1e-12), "{scores:?}");
     assert_eq!(scores.top1_agreement, Some(1.0));
@@ -90,7 +90,7 @@ fn divergence_of_a_model_from_itself_is_0() -> TestResult {
 fn divergence_falls_as_the_budget_grows() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let most = model.plan(Budget::Maximum)?.maximum_bytes();
     let least = model.plan(Budget::Minimum)?.minimum_bytes();
     let base = cut(&model, Budget::Maximum)?;
@@ -108,7 +108,7 @@ fn moments_are_the_mean_of_the_outer_products() -> TestResult {
     let (directory, path) = written(&tiny.plain())?;
     let windows = windows(6)?;
     let model = AnyModel::open(&path)?;
-    let config = model.config()?;
+    let config = model.card()?.config().clone();
     let text = directory.path().join("text.txt");
     std::fs::write(&text, "w1")?;
     let note = Note::new(&path, &text, &windows)?;

@@ -22,7 +22,7 @@ fn dense_agrees(kind: Kind, tied: bool) -> TestResult {
     let tiny = Tiny::new(kind, tied);
     let (_directory, path) = written(&tiny.plain())?;
     let model = AnyModel::open(&path)?;
-    let config = model.config()?;
+    let config = model.card()?.config().clone();
     let ids = ids(20);
     let expected = tiny.forward(&ids, &mut |_, _| ());
     for (found, expected) in logits(&Dense(model), &config, &ids)?.iter().zip(&expected) {
@@ -57,7 +57,7 @@ fn packed_matrices_give_what_dense_ones_give() -> TestResult {
     let tiny = Tiny::new(Kind::Llama, true);
     let (_directory, path) = written(&tiny.progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let packed = PackedModel::new(&model, model.plan(Budget::Maximum)?);
     let ids = ids(20);
     let expected = tiny.forward(&ids, &mut |_, _| ());
@@ -73,7 +73,7 @@ fn prompt_read_at_once_is_one_read_token_by_token() -> TestResult {
     let tiny = Tiny::new(Kind::Llama, true);
     let (_directory, path) = written(&tiny.progressive())?;
     let model = Model::open(&path)?;
-    let config = cut::config(&model)?;
+    let config = cut::card(&model)?.config().clone();
     let packed = PackedModel::new(&model, model.plan(Budget::Maximum)?);
     let llama = Llama::load(&packed, &config)?;
     let ids = ids(20);

@@ -91,7 +91,7 @@ fn loaded(
     change(&mut tiny);
     let (_directory, path) = written(&tiny.plain())?;
     let dense = AnyModel::open(&path)?;
-    let mut changed = dense.config()?;
+    let mut changed = dense.card()?.config().clone();
     config(&mut changed);
     let model = Model::open(&path)?;
     let packed = PackedModel::new(&model, model.plan(Budget::Maximum)?);
@@ -125,7 +125,7 @@ fn rejects_shapes_that_are_not_the_configurations() -> TestResult {
 fn rejects_tokens_beyond_the_embedding() -> TestResult {
     let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
     let model = Model::open(&path)?;
-    let config = cmf_candle::cut::config(&model)?;
+    let config = cmf_candle::cut::card(&model)?.config().clone();
     let packed = PackedModel::new(&model, model.plan(Budget::Maximum)?);
     let llama = Llama::load(&packed, &config)?;
     let mut cache = cmf_candle::llama::Cache::new(&config);

@@ -9,7 +9,7 @@ use cmf_candle::cut::{self, CutModel};
 use cmf_candle::eval::kept::{self, Key};
 use cmf_candle::eval::{self, States, Subject};
 use cmf_candle::weights::{Dense, Weights};
-use cmf_candle::{AnyModel, Config, Text, Windows};
+use cmf_candle::{AnyModel, Card, Windows};
 use cmf_loader::{Budget, Model, Plan};
 use report::{Report, Row};
 use std::fs::File;
@@ -63,15 +63,14 @@ pub(crate) struct Args {
 /// A model and what belongs to it.
 struct Opened<'m> {
     weights: Box<dyn Weights + 'm>,
-    config: Config,
-    text: Option<Text>,
+    card: Card,
     fingerprint: String,
 }
 
 fn open_any(path: &Path) -> anyhow::Result<Opened<'static>> {
     let model = AnyModel::open(path)?;
-    let (config, text, fingerprint) = (model.config()?, model.text().ok(), model.fingerprint());
-    Ok(Opened { weights: Box::new(Dense(model)), config, text, fingerprint })
+    let (card, fingerprint) = (model.card()?, model.fingerprint());
+    Ok(Opened { weights: card.weights(Dense(model)), card, fingerprint })
 }
 
 fn is_cmf(path: &Path) -> bool {
@@ -105,9 +104,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
         None => anyhow::bail!("{}: --budget needs a .cmf", args.file.display()),
     };
-    let tokenizer = opened.first().and_then(|o| o.text.as_ref());
-    let tokenizer = tokenizer.or(baseline.as_ref().and_then(|b| b.text.as_ref()));
-    let tokenizer = tokenizer.context("tokenizer.json is not there")?;
+    // Texts of the same models are cut alike; a file without a tokenizer takes the baseline's.
+    let first = opened.first().context("no model")?;
+    let tokenizer = match (first.card.text(), &baseline) {
+        (Err(_), Some(baseline)) => baseline.card.text()?,
+        (own, _) => own?,
+    };
     let windows = Windows::read(&args.text, tokenizer, args.tokens, args.ctx)?;
     let bar = Bar::new(args.quiet, Unit::Layers);
     let states = |opened: &'_ Opened<'_>| {
@@ -159,7 +161,7 @@ fn kept_states(
 ) -> anyhow::Result<States> {
     let Some(path) = &args.keep_baseline else { return Ok(states(opened)?.0) };
     let key = Key::new(&opened.fingerprint, windows);
-    if let Some(states) = kept::load(path, &key, &opened.config, windows)? {
+    if let Some(states) = kept::load(path, &key, opened.card.config(), windows)? {
         return Ok(states);
     }
     let states = states(opened)?.0;
@@ -168,7 +170,7 @@ fn kept_states(
 }
 
 fn subject<'s>(opened: &'s Opened<'_>) -> Subject<'s> {
-    Subject { weights: opened.weights.as_ref(), config: &opened.config }
+    Subject { weights: opened.weights.as_ref(), config: opened.card.config() }
 }
 
 type Size = (Option<String>, Option<u64>, u64, f64);
@@ -179,7 +181,7 @@ fn open_cuts<'m>(
     names: &[String],
     budgets: &[Budget],
 ) -> anyhow::Result<(Vec<Opened<'m>>, Vec<Size>)> {
-    let (config, default) = (cut::config(model)?, [Budget::Maximum]);
+    let default = [Budget::Maximum];
     let budgets = if budgets.is_empty() { &default } else { budgets };
     let (mut opened, mut rows) = (Vec::new(), Vec::new());
     for (i, budget) in budgets.iter().enumerate() {
@@ -190,12 +192,9 @@ fn open_cuts<'m>(
             plan.resident_bytes(),
             plan.bits_per_weight(),
         ));
-        opened.push(Opened {
-            weights: Box::new(Dense(CutModel::new(model, Some(plan))?)),
-            config: config.clone(),
-            text: cut::text(model).ok(),
-            fingerprint: String::new(),
-        });
+        let card = cut::card(model)?;
+        let weights = card.weights(Dense(CutModel::new(model, Some(plan))?));
+        opened.push(Opened { weights, card, fingerprint: String::new() });
     }
     Ok((opened, rows))
 }
