@@ -1,4 +1,38 @@
-//! Llama-family models from `.cmf` on candle tensors: run, evaluated and calibrated.
+//! Runs, evaluates and calibrates models of the Llama family from `.cmf` files, on candle tensors.
+//!
+//! [`packed::PackedModel`] keeps matrices packed and decodes blocks of rows as it multiplies with
+//! them, under a plan that can be changed between tokens:
+//!
+//! ```no_run
+//! use cmf_candle::packed::PackedModel;
+//! use cmf_candle::llama::{Cache, Llama};
+//! use cmf_candle::cut;
+//! use cmf_loader::{Budget, Model};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::open("smollm2.cmf")?;
+//! let card = cut::card(&model)?;
+//! let packed = PackedModel::new(&model, model.plan(Budget::Minimum)?);
+//! let weights = card.weights(&packed);
+//! let llama = Llama::load(weights.as_ref(), card.config())?;
+//! let mut cache = Cache::new(card.config());
+//! let prompt = card.text()?.encode("Once upon a time")?;
+//! let hidden = llama.hidden(&prompt.ids, &mut cache)?;
+//! packed.set_plan(model.plan(Budget::parse("80MiB")?)?)?;
+//! let logits = llama.logits(&hidden)?;
+//! # let _ = logits;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`weights::Dense`] over [`AnyModel`] or [`cut::CutModel`] holds plain tensors instead, of any
+//! model that `cmf-converters` reads. [`var_builder()`] gives a `.cmf` to any other model of
+//! candle-transformers.
+//!
+//! - [`llama`]: the model; it asks [`weights::Weights`] for what it multiplies with
+//! - [`generate`], [`sample`], [`chat`]: text
+//! - [`eval`]: perplexity, and divergence from another model
+//! - [`moments`]: second moments of activations
 
 mod card;
 pub mod chat;
