@@ -4,9 +4,13 @@ use crate::error::{Error, Result};
 use serde::Deserialize;
 
 /// Largest extent that a configuration may state; weights of such a size do not exist.
-const MAX_EXTENT: usize = 1 << 24;
+const MAX_EXTENT: usize = 1 << 20;
 /// Most layers that a configuration may state.
 const MAX_LAYERS: usize = 4096;
+/// Most positions that it may state.
+const MAX_POSITIONS: usize = 1 << 30;
+/// Most keys of one position in all layers: 8 MiB of keys and values.
+const MAX_POSITION_KEYS: usize = 1 << 20;
 
 /// The architecture of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,7 +173,6 @@ impl Config {
             ("num_key_value_heads", kv_heads),
             ("vocab_size", raw.vocab_size),
             ("head_dim", raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1))),
-            ("max_position_embeddings", raw.max_position_embeddings.unwrap_or(2048)),
         ];
         for (name, value) in extents {
             if value == 0 || value > MAX_EXTENT {
@@ -178,7 +181,12 @@ impl Config {
                 )));
             }
         }
-        let [.., (_, head_dim), (_, max_positions)] = extents;
+        let [.., (_, head_dim)] = extents;
+        let max_positions = raw.max_position_embeddings.unwrap_or(2048);
+        if max_positions == 0 || max_positions > MAX_POSITIONS {
+            let expected = format!("expected 1 to {MAX_POSITIONS}, found {max_positions}");
+            return Err(Error::model(format!("config.json: max_position_embeddings: {expected}")));
+        }
         if raw.num_hidden_layers == 0 || raw.num_hidden_layers > MAX_LAYERS {
             let found = raw.num_hidden_layers;
             return Err(Error::model(format!(
@@ -195,6 +203,11 @@ impl Config {
             return Err(Error::model(format!(
                 "config.json: head_dim: expected an even number, found {head_dim}"
             )));
+        }
+        let keys = raw.num_hidden_layers.saturating_mul(kv_heads).saturating_mul(head_dim);
+        if keys > MAX_POSITION_KEYS {
+            let found = format!("at most {MAX_POSITION_KEYS} keys a position in all layers, found {keys}");
+            return Err(Error::model(format!("config.json: expected {found}")));
         }
         let config = Self {
             hidden: raw.hidden_size,

@@ -10,6 +10,19 @@ const MAX_EXPANSION: u64 = 4096;
 /// Bytes of f32 values that any file may have.
 const ALWAYS_BYTES: u64 = 1 << 30;
 
+/// Refuses a file of far more elements than anybody's weights fit in so few bytes: zeros take no space
+/// in some encodings.
+pub(crate) fn check_expansion(model: &Model) -> Result<()> {
+    let most = model.file_bytes().saturating_mul(MAX_EXPANSION).max(ALWAYS_BYTES);
+    let found = model.tensors().fold(0u64, |sum, t| sum.saturating_add(t.elements().saturating_mul(4)));
+    if model.references().len() > 0 || found <= most {
+        return Ok(());
+    }
+    let path = model.path().display();
+    let problem = format!("{path}: expected at most {most} bytes of plain elements, found {found}");
+    Err(Error::new(ErrorKind::Limit, problem))
+}
+
 /// The tensors of a `.cmf`, as the units of a plan make them.
 pub struct CutModel<'m> {
     model: &'m Model,
@@ -22,13 +35,7 @@ impl<'m> CutModel<'m> {
     /// # Errors
     /// `Limit` for a file of far more elements than anybody's weights fit in so few bytes.
     pub fn new(model: &'m Model, plan: Option<Plan>) -> Result<Self> {
-        let most = model.file_bytes().saturating_mul(MAX_EXPANSION).max(ALWAYS_BYTES);
-        let found = model.tensors().fold(0u64, |sum, t| sum.saturating_add(t.elements().saturating_mul(4)));
-        if model.references().len() == 0 && found > most {
-            let path = model.path().display();
-            let problem = format!("{path}: expected at most {most} bytes of plain elements, found {found}");
-            return Err(Error::new(ErrorKind::Limit, problem));
-        }
+        check_expansion(model)?;
         Ok(Self { model, plan })
     }
 }

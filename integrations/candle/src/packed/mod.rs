@@ -3,6 +3,7 @@
 
 mod multiply;
 
+use crate::cut::check_expansion;
 use crate::error::{Error, Result};
 use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
 use candle_core::{Device, Tensor};
@@ -100,6 +101,7 @@ impl<'m> PackedModel<'m> {
     fn slot(&self, name: &str, rows: usize, cols: usize) -> Result<usize> {
         let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
         check_shape(name, &tensor.shape(), &[rows, cols])?;
+        check_expansion(self.model)?;
         if tensor.is_delta() {
             let name = name.escape_debug();
             return Err(Error::unsupported(format!("tensor `{name}` is a delta, which cannot stay packed")));

@@ -1,6 +1,6 @@
 //! A tiny random Llama, in a `.cmf`, and its forward pass once more in f64, written from the papers.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "shared by several tests, each of which uses a part")]
 
 use cmf_format::encoding::{dense, grouped};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
