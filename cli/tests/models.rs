@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 
 const VOCAB: usize = 40;
-const HIDDEN: usize = 32;
+const HIDDEN: usize = 64;
 
 fn has_keys(value: &Value, keys: &[&str]) {
     for key in keys {
