@@ -6,7 +6,7 @@ use cmf_candle::cut::{self, CutModel};
 use cmf_candle::eval::{Subject, score};
 use cmf_candle::moments::{self, Note};
 use cmf_candle::weights::Dense;
-use cmf_candle::{AnyModel, Config, Text, Windows, var_builder};
+use cmf_candle::{AnyModel, Config, Error, ErrorKind, Text, Windows, var_builder};
 use cmf_loader::{Budget, Levels, Model};
 use common::{HIDDEN, Kind, TestResult, Tiny, text, tokenizer, written};
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ fn compare(
     let base = (baseline, states(baseline)?);
     let (own, scores) = score(&[(subject, states(subject)?)], Some(&base), &windows, &|_, _| ())?;
     assert!(own.is_some_and(|own| own.kl_mean.is_none()));
-    scores.into_iter().next().ok_or_else(|| panic!("one model, one score"))
+    scores.into_iter().next().ok_or_else(|| Error::new(ErrorKind::BadArgument, "one model, one score"))
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A tiny random Llama, in a `.cmf`, and its forward pass once more in f64, written from the papers.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several tests, each of which uses a part")]
+#![allow(clippy::expect_used, reason = "a model that cannot be made fails the test")]
 
 use cmf_format::encoding::{dense, grouped};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
