@@ -15,6 +15,8 @@ pub(crate) enum Unit {
     Elements,
     #[cfg(feature = "models")]
     Layers,
+    #[cfg(feature = "models")]
+    Matrices,
 }
 
 /// A bar that appears on a terminal when the work has taken a second.
@@ -38,6 +40,8 @@ impl Bar {
                 Unit::Bytes => "{bytes} of {total_bytes}  {bytes_per_sec}",
                 #[cfg(feature = "models")]
                 Unit::Layers => "{pos} of {len} layers",
+                #[cfg(feature = "models")]
+                Unit::Matrices => "{pos} of {len} matrices",
                 Unit::Elements => "{human_pos} of {human_len} elements",
             };
             let template = format!("{{msg:9}} {{bar:32}} {{percent:>3}} %  {amounts}  {{eta}} left");

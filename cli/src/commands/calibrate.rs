@@ -5,6 +5,7 @@ use crate::{Answer, print, size, text};
 use cmf_candle::moments::{self, Note};
 use cmf_candle::weights::Dense;
 use cmf_candle::{AnyModel, Windows};
+use cmf_converters::moments::SENSITIVITY_ATTRIBUTE;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -12,7 +13,9 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cmf calibrate SmolLM2-135M-Instruct/ --text calibration.txt -o moments.cmf
-The output holds, under the name of each matrix, the second moments of what it reads.")]
+  cmf convert SmolLM2-135M-Instruct/ -o smollm2.cmf --recipe any-size --calibration moments.cmf
+The output holds, under the name of each matrix, the second moments of what it reads, and how much
+an error of the matrix changes what the model predicts.")]
 pub(crate) struct Args {
     /// A model that `cmf convert` reads
     model: PathBuf,
@@ -25,6 +28,9 @@ pub(crate) struct Args {
     /// Tokens of a window
     #[arg(long, default_value_t = 512)]
     context: usize,
+    /// Tokens by which the sensitivity of each matrix is measured; 0 measures none
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
+    sensitivity: usize,
     /// The .cmf to write
     #[arg(short, long, value_name = "MOMENTS.cmf")]
     output: PathBuf,
@@ -58,9 +64,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let note = Note::new(&args.model, &args.text, &windows)?;
     let bar = Bar::new(args.quiet, Unit::Layers);
     let progress = |done, total| bar.set("layers", done, total);
-    let moments =
-        moments::collect(card.weights(Dense(model)).as_ref(), card.config(), &windows, &note, &progress)?;
+    let weights = card.weights(Dense(model));
+    let mut moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, &progress)?;
     drop(bar);
+    if args.sensitivity > 0 {
+        let windows = Windows::read(&args.text, &card.text()?, args.sensitivity.max(args.context), args.context)?;
+        let bar = Bar::new(args.quiet, Unit::Matrices);
+        let progress = |done, total| bar.set("sensitivity", done, total);
+        let measured = cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?;
+        drop(bar);
+        let json = serde_json::to_vec_pretty(&measured)?;
+        moments.attribute(SENSITIVITY_ATTRIBUTE, "application/json", json);
+    }
     let file_bytes = moments::write(&moments, &args.output, args.force)?;
     let report = Report { note, file_bytes, seconds: started.elapsed().as_secs_f64() };
     if args.json {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 pub type Progress<'p> = dyn Fn(u64, u64) + Sync + 'p;
 
 /// Hidden states of all windows.
+#[derive(Clone)]
 pub struct Hidden {
     /// `[tokens, hidden]` for each window.
     states: Vec<Tensor>,
@@ -32,6 +33,12 @@ impl Hidden {
     /// The states of each window.
     pub fn states(&self) -> &[Tensor] {
         &self.states
+    }
+
+    /// Something else made of the states of each window.
+    pub(crate) fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let states = self.states.iter().map(change).collect::<Result<_>>()?;
+        Ok(Self { states, rope: self.rope.clone() })
     }
 
     /// Runs all windows through a layer.

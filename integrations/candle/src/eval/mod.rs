@@ -5,8 +5,10 @@
 
 pub mod kept;
 mod score;
+mod sensitivity;
 
 pub use score::Scores;
+pub use sensitivity::sensitivity;
 
 use crate::config::Config;
 use crate::error::{Error, Result};

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 
 /// Cosines and sines of consecutive positions, `[positions, head_dim / 2]` each.
+#[derive(Clone)]
 pub struct RopeTable {
     cos: Tensor,
     sin: Tensor,
