@@ -79,13 +79,21 @@ pub(crate) fn svg(chart: &Chart) -> anyhow::Result<String> {
         let pad = (x_high - x_low) * 0.03;
         let x = x_low - pad..x_high + pad;
         if y_low > 0.0 && y_high / y_low > 8.0 {
-            let y = (y_low / 1.25..y_high * 1.6).log_scale();
-            draw(&area, chart, |builder| builder.build_cartesian_2d(x, y), y_low / 1.25)?;
+            let (low, high) = (y_low / 1.25, y_high * 1.25);
+            let height = |y: f64| (y / low).ln() / (high / low).ln();
+            draw(
+                &area,
+                chart,
+                |builder| builder.build_cartesian_2d(x, (low..high).log_scale()),
+                low,
+                &height,
+            )?;
         } else {
             let pad = (y_high - y_low) * 0.1;
             let low = if y_low >= 0.0 { (y_low - pad).max(0.0) } else { y_low - pad };
-            let y = low..y_high + pad;
-            draw(&area, chart, |builder| builder.build_cartesian_2d(x, y), low)?;
+            let high = y_high + pad;
+            let height = |y: f64| (y - low) / (high - low);
+            draw(&area, chart, |builder| builder.build_cartesian_2d(x, low..high), low, &height)?;
         }
         area.present().map_err(failed)?;
     }
@@ -102,6 +110,7 @@ fn draw<'a, 'b, X, Y>(
     chart: &Chart,
     build: impl FnOnce(&mut ChartBuilder<'a, 'b, SVGBackend<'b>>) -> Built<'a, 'b, X, Y>,
     bottom: f64,
+    height: &dyn Fn(f64) -> f64,
 ) -> anyhow::Result<()>
 where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -157,9 +166,14 @@ where
         if mark.y.is_some() {
             drawn.draw_series([Circle::new((mark.x, top), 5, INK.filled())]).map_err(failed)?;
         }
-        // Upwards, so that the texts of neighbours do not run into each other.
-        let style = style.clone().transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center));
-        let text = EmptyElement::at((mark.x, top)) + Text::new(mark.label.clone(), (0, -12), style);
+        // Upwards, so that the texts of neighbours do not run into each other; beside the line where
+        // there is no room above its end.
+        let (anchor, offset) = match height(top) > 0.5 {
+            true => (HPos::Right, (-9, 10)),
+            false => (HPos::Left, (0, -12)),
+        };
+        let style = style.clone().transform(FontTransform::Rotate270).pos(Pos::new(anchor, VPos::Center));
+        let text = EmptyElement::at((mark.x, top)) + Text::new(mark.label.clone(), offset, style);
         drawn.draw_series([text]).map_err(failed)?;
     }
     let beside = style.pos(Pos::new(HPos::Left, VPos::Center));

@@ -125,8 +125,9 @@ impl Plan {
     /// Bytes that are held when raw segments are mapped in pages of `page_bytes`: each page on which
     /// a raw segment of the plan lies once, compressed ones decoded, and the overhead.
     ///
-    /// The writer lays payload in schedule order, so a plan is one cut through the file and the
-    /// rounding costs two pages at most; files in another order pay for each gap. O(segments).
+    /// The writer lays payload in schedule order, so a plan is one cut through the file: beside its
+    /// segments it takes the padding between them and two pages at most. Files in another order pay
+    /// for each gap. O(segments).
     pub fn mapped_bytes(&self, page_bytes: u64) -> u64 {
         let files = self.schedule.0.files.iter();
         let paged = files.map(|file| file.paged_bytes(self.steps, page_bytes.max(1)));
