@@ -68,7 +68,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let mut moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, &progress)?;
     drop(bar);
     if args.sensitivity > 0 {
-        let windows = Windows::read(&args.text, &card.text()?, args.sensitivity.max(args.context), args.context)?;
+        let windows =
+            Windows::read(&args.text, card.text()?, args.sensitivity.max(args.context), args.context)?;
         let bar = Bar::new(args.quiet, Unit::Matrices);
         let progress = |done, total| bar.set("sensitivity", done, total);
         let measured = cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?;
