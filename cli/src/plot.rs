@@ -49,6 +49,10 @@ pub(crate) enum Kind {
     /// Connected in the order of their first coordinate.
     Line,
     /// Each by itself.
+    #[cfg_attr(
+        not(feature = "models"),
+        allow(dead_code, reason = "measured values stand beside a curve in cmf eval")
+    )]
     Dots,
 }
 
@@ -60,6 +64,10 @@ pub(crate) struct Mark {
 }
 
 /// A text beside a point.
+#[cfg_attr(
+    not(feature = "models"),
+    allow(dead_code, reason = "measured values stand beside a curve in cmf eval")
+)]
 pub(crate) struct Note {
     pub(crate) x: f64,
     pub(crate) y: f64,
