@@ -19,6 +19,11 @@ use std::path::Path;
 /// Windows whose moments are held at once before they are summed.
 const WINDOWS_AT_ONCE: usize = 4;
 
+/// Most that a token counts for, in tokens of median power. A few tokens bring activations thousands
+/// of times larger than all others (Sun et al. 2024, "Massive activations in large language models");
+/// what the others bring would not count beside them.
+const LARGEST: f32 = 8.0;
+
 /// What the moments were taken from; attribute `cmf.moments.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Note {
@@ -110,9 +115,17 @@ pub fn write(builder: &ArchiveBuilder, path: &Path, force: bool) -> Result<u64> 
     Ok(layout.file_bytes())
 }
 
-/// xᵀ x of activations `[tokens, inputs]`.
+/// xᵀ x of activations `[tokens, inputs]`, no token of which counts for more than [`LARGEST`] of
+/// median size.
 fn product(x: &Tensor) -> Result<Tensor> {
-    Ok(x.t()?.matmul(x)?)
+    let powers = x.sqr()?.sum(1)?.to_vec1::<f32>()?;
+    let mut sorted = powers.clone();
+    sorted.sort_by(f32::total_cmp);
+    let limit = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0) * LARGEST;
+    let factor = |power: &f32| if *power > limit && limit > 0.0 { (limit / power).sqrt() } else { 1.0 };
+    let factors: Vec<f32> = powers.iter().map(factor).collect();
+    let x = x.broadcast_mul(&Tensor::from_vec(factors, (powers.len(), 1), x.device())?)?;
+    Ok(x.t()?.matmul(&x)?)
 }
 
 fn add(builder: &mut ArchiveBuilder, name: String, node: NodeData) {

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Power of the noise, relative to that of what a matrix gives: small enough for its effect to grow
+/// Power of the noise, relative to that of what a matrix gives for each token: small enough for its effect to grow
 /// in proportion, large enough to stand out from rounding.
 const NOISE: f32 = 0.03;
 
@@ -147,18 +147,22 @@ impl Linear for NoisyLinear<'_> {
     }
 }
 
-/// A tensor with fixed white noise of [`NOISE`] times its mean square.
+/// A tensor whose rows, one a token, have fixed white noise of [`NOISE`] times their mean square: an
+/// error of a matrix grows with what a token brings.
 fn disturbed(x: &Tensor) -> Result<Tensor> {
     let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-    let power = values.iter().map(|v| f64::from(v * v)).sum::<f64>() / values.len().max(1) as f64;
-    let size = (power * f64::from(NOISE)).sqrt() as f32;
+    let width = x.dims().last().copied().unwrap_or(1).max(1);
     let mut state = 0x243F_6A88_85A3_08D3u64;
-    for value in &mut values {
-        // The sum of four uniform numbers of variance 1/12 each, times sqrt(3), is about normal.
-        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
-        let bits = state ^ (state >> 29);
-        let sum: f32 = (0..4).map(|i| f32::from((bits >> (16 * i)) as u16) / 65_536.0 - 0.5).sum();
-        *value += size * sum * 3f32.sqrt();
+    for row in values.chunks_exact_mut(width) {
+        let power = row.iter().map(|v| f64::from(v * v)).sum::<f64>() / width as f64;
+        let size = (power * f64::from(NOISE)).sqrt() as f32;
+        for value in row {
+            // The sum of four uniform numbers of variance 1/12 each, times sqrt(3), is about normal.
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+            let bits = state ^ (state >> 29);
+            let sum: f32 = (0..4).map(|i| f32::from((bits >> (16 * i)) as u16) / 65_536.0 - 0.5).sum();
+            *value += size * sum * 3f32.sqrt();
+        }
     }
     Ok(Tensor::from_vec(values, x.shape(), &Device::Cpu)?)
 }
