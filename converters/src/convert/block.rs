@@ -44,7 +44,8 @@ pub(super) fn encode(
     context.apply(&mut values, block)?;
     let matrix = encode::Matrix::new(&values, rows, cols)?;
     let calibration = context.calibration.as_ref();
-    if !rule.progressive {
+    let fed = matches!(rule.terms[..], [TermParams::Grouped(_)]) && calibration.is_some();
+    if !rule.progressive && !fed {
         let matrix = match calibration {
             Some(calibration) => matrix.with_weights(&calibration.diagonal)?,
             None => matrix,

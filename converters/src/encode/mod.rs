@@ -6,6 +6,7 @@
 
 mod codebook;
 mod feedback;
+mod gptq;
 mod grid;
 mod grouped;
 mod hqq;

@@ -69,6 +69,7 @@ impl TermParams {
     pub fn damping(&self) -> Option<f64> {
         match self {
             TermParams::Trellis(own) => Some(own.damping),
+            TermParams::Grouped(own) => Some(own.damping),
             _ => None,
         }
     }
@@ -236,6 +237,9 @@ pub struct GroupedParams {
     pub method: Method,
     /// Settings of [`Method::Hqq`].
     pub hqq: HqqParams,
+    /// What is added to the diagonal of the second moments, in units of its mean, where they are
+    /// known and the term stands alone or is a level of its own: codes then follow their errors.
+    pub damping: f64,
 }
 
 impl Default for GroupedParams {
@@ -251,6 +255,7 @@ impl Default for GroupedParams {
             zero_store: Store::F16,
             method: Method::Rtn,
             hqq: HqqParams::default(),
+            damping: 0.01,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use super::feedback::{Feedback, cost};
 use super::format_error;
+use super::gptq::with_feedback;
 use super::matrix::Matrix;
 use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
@@ -67,7 +68,16 @@ pub fn planes(
                     Some(calibration) => rest.with_weights(&calibration.diagonal)?,
                     None => rest,
                 };
-                for node in single(&rest, term)? {
+                let mut nodes = single(&rest, term)?;
+                if let (TermParams::Grouped(own), Some(calibration)) = (term, calibration)
+                    && let Some(feedback) = calibration.feedback(own.damping)
+                {
+                    nodes = nodes
+                        .iter()
+                        .map(|node| with_feedback(&rest, node, feedback))
+                        .collect::<Result<_>>()?;
+                }
+                for node in nodes {
                     subtract(&mut residual, &node)?;
                     planes.push(Plane { node, cost: cost(&residual) });
                 }
