@@ -7,7 +7,7 @@ use cmf_candle::weights::Dense;
 use cmf_candle::{AnyModel, Windows};
 use cmf_converters::moments::SENSITIVITY_ATTRIBUTE;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -53,31 +53,57 @@ struct Report {
     seconds: f64,
 }
 
+/// How much of a text is used.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    tokens: usize,
+    context: usize,
+    sensitivity: usize,
+}
+
+impl Default for Extent {
+    fn default() -> Self {
+        Self { tokens: 32_768, context: 512, sensitivity: 1024 }
+    }
+}
+
+/// Runs `text` through `model` and writes what was measured to `output`; gives its bytes.
+pub(crate) fn measure(
+    model: &Path,
+    text: &Path,
+    extent: Extent,
+    output: &Path,
+    force: bool,
+    quiet: bool,
+) -> anyhow::Result<(Note, u64)> {
+    let Extent { tokens, context, sensitivity } = extent;
+    let opened = AnyModel::open(model)?;
+    let card = opened.card()?;
+    let windows = Windows::read(text, card.text()?, tokens, context)?;
+    let note = Note::new(model, text, &windows)?;
+    let bar = Bar::new(quiet, Unit::Layers);
+    let progress = |done, total| bar.set("layers", done, total);
+    let weights = card.weights(Dense(opened));
+    let mut moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, &progress)?;
+    drop(bar);
+    if sensitivity > 0 {
+        let windows = Windows::read(text, card.text()?, sensitivity.max(context), context)?;
+        let bar = Bar::new(quiet, Unit::Matrices);
+        let progress = |done, total| bar.set("sensitivity", done, total);
+        let measured = cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?;
+        drop(bar);
+        moments.attribute(SENSITIVITY_ATTRIBUTE, "application/json", serde_json::to_vec_pretty(&measured)?);
+    }
+    Ok((note, moments::write(&moments, output, force)?))
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let started = Instant::now();
     if !args.force && args.output.exists() {
         anyhow::bail!("{}: exists; --force replaces it", args.output.display());
     }
-    let model = AnyModel::open(&args.model)?;
-    let card = model.card()?;
-    let windows = Windows::read(&args.text, card.text()?, args.tokens, args.context)?;
-    let note = Note::new(&args.model, &args.text, &windows)?;
-    let bar = Bar::new(args.quiet, Unit::Layers);
-    let progress = |done, total| bar.set("layers", done, total);
-    let weights = card.weights(Dense(model));
-    let mut moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, &progress)?;
-    drop(bar);
-    if args.sensitivity > 0 {
-        let windows =
-            Windows::read(&args.text, card.text()?, args.sensitivity.max(args.context), args.context)?;
-        let bar = Bar::new(args.quiet, Unit::Matrices);
-        let progress = |done, total| bar.set("sensitivity", done, total);
-        let measured = cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?;
-        drop(bar);
-        let json = serde_json::to_vec_pretty(&measured)?;
-        moments.attribute(SENSITIVITY_ATTRIBUTE, "application/json", json);
-    }
-    let file_bytes = moments::write(&moments, &args.output, args.force)?;
+    let extent = Extent { tokens: args.tokens, context: args.context, sensitivity: args.sensitivity };
+    let (note, file_bytes) = measure(&args.model, &args.text, extent, &args.output, args.force, args.quiet)?;
     let report = Report { note, file_bytes, seconds: started.elapsed().as_secs_f64() };
     if args.json {
         print(&text::json(&report)?)?;

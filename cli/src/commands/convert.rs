@@ -6,7 +6,9 @@ use cmf_converters::convert::{ConvertOptions, Progress, convert};
 use cmf_converters::moments;
 use cmf_converters::recipe::Recipe;
 use cmf_converters::source::{self, SourceFormat};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,7 +33,8 @@ pub(crate) struct Args {
     /// Store tensors whose name matches PATTERN as the recipe NAME would; may be repeated
     #[arg(long = "override", value_name = "PATTERN=NAME")]
     overrides: Vec<String>,
-    /// Second moments of activations: a file of `cmf calibrate`, or an importance matrix of llama.cpp
+    /// What is known of activations: a file of `cmf calibrate`, an importance matrix of llama.cpp, or a
+    /// text to calibrate with
     #[arg(short, long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Threads [default: one a core]
@@ -54,6 +57,51 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
+/// Moments measured for one conversion; the file goes with the value.
+struct Measured(PathBuf);
+
+impl Measured {
+    /// Calibrates where the calibration that was asked for is a text.
+    fn of(args: &Args) -> anyhow::Result<Option<Self>> {
+        let Some(path) = args.calibration.as_deref().filter(|path| is_text(path)) else { return Ok(None) };
+        if !args.force && args.output.exists() {
+            anyhow::bail!("{}: exists; --force replaces it", args.output.display());
+        }
+        let name = args.output.file_name().unwrap_or_default().to_string_lossy();
+        let measured = Self(args.output.with_file_name(format!(".{name}.moments")));
+        measure(&args.model, path, &measured.0, args.quiet)?;
+        Ok(Some(measured))
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        // A file that stays is in nobody's way.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Whether a file begins as text: no format that moments come in has none but text in its head.
+fn is_text(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head));
+    read.is_ok() && !head.is_empty() && !head.starts_with(b"GGUF") && !head.contains(&0)
+}
+
+#[cfg(feature = "models")]
+fn measure(model: &Path, text: &Path, output: &Path, quiet: bool) -> anyhow::Result<()> {
+    use super::calibrate::{Extent, measure};
+    measure(model, text, Extent::default(), output, true, quiet).map(drop)
+}
+
+#[cfg(not(feature = "models"))]
+fn measure(_: &Path, text: &Path, _: &Path, _: bool) -> anyhow::Result<()> {
+    anyhow::bail!(
+        "{}: this build runs no model; `cmf calibrate` of one that does makes a file of it",
+        text.display()
+    )
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let started = Instant::now();
     let source = source::open(&args.model)?;
@@ -74,7 +122,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
     }
     let name = recipe.name.clone();
-    let moments = args.calibration.as_deref().map(moments::open).transpose()?;
+    let measured = Measured::of(args)?;
+    let calibration = measured.as_ref().map(|measured| measured.0.as_path()).or(args.calibration.as_deref());
+    let moments = calibration.map(moments::open).transpose()?;
     let options = ConvertOptions {
         recipe,
         moments: moments.map(Arc::from),

@@ -3,7 +3,7 @@
 
 use super::feedback::Feedback;
 use super::matrix::Matrix;
-use super::{decode, format_error};
+use super::format_error;
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
 use cmf_format::encoding::View;
@@ -71,7 +71,7 @@ pub(super) fn with_feedback(matrix: &Matrix<'_>, node: &NodeData, feedback: &Fee
 mod tests {
     use super::*;
     use crate::encode::random::SplitMix64;
-    use crate::encode::{GroupedParams, cost, grouped};
+    use crate::encode::{GroupedParams, cost, decode, grouped};
 
     #[test]
     fn feedback_lowers_the_cost_on_the_same_grids() -> Result<()> {
