@@ -86,7 +86,7 @@ pub fn sensitivity(
     noisy.target.store(usize::MAX, Ordering::SeqCst);
     if config.head_name() == EMBEDDING {
         let embedded = inputs.first().ok_or_else(|| Error::model("no layer"))?;
-        let mut hidden = embedded.map(|x| disturbed(x))?;
+        let mut hidden = embedded.map(disturbed)?;
         for block in &blocks {
             hidden.through(block)?;
         }
