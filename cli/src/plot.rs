@@ -48,6 +48,12 @@ pub(crate) struct Series {
 pub(crate) enum Kind {
     /// Connected in the order of their first coordinate.
     Line,
+    /// Connected likewise, and each marked.
+    #[cfg_attr(
+        not(feature = "models"),
+        allow(dead_code, reason = "cmf eval alone measures single budgets of a file")
+    )]
+    Knots,
     /// Each by itself.
     #[cfg_attr(
         not(feature = "models"),
@@ -151,16 +157,22 @@ where
         let mut points = series.points.clone();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         let points = thinned(&points);
+        let dots = |points: Vec<_>| points.into_iter().map(|p| Circle::new(p, 4, colour.filled()));
+        if series.kind == Kind::Knots {
+            drawn.draw_series(dots(points.clone())).map_err(failed)?;
+        }
         let added = match series.kind {
-            Kind::Line => drawn.draw_series(LineSeries::new(points, colour.stroke_width(2))),
-            Kind::Dots => drawn.draw_series(points.into_iter().map(|p| Circle::new(p, 4, colour.filled()))),
+            Kind::Line | Kind::Knots => drawn.draw_series(LineSeries::new(points, colour.stroke_width(2))),
+            Kind::Dots => drawn.draw_series(dots(points)),
         };
         let added = added.map_err(failed)?;
         if !series.name.is_empty() {
             has_names = true;
             let (kind, colour) = (series.kind, *colour);
             added.label(&series.name).legend(move |(x, y)| match kind {
-                Kind::Line => PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)).into_dyn(),
+                Kind::Line | Kind::Knots => {
+                    PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)).into_dyn()
+                }
                 Kind::Dots => Circle::new((x + 10, y), 4, colour.filled()).into_dyn(),
             });
         }
@@ -184,9 +196,16 @@ where
         let text = EmptyElement::at((mark.x, top)) + Text::new(mark.label.clone(), offset, style);
         drawn.draw_series([text]).map_err(failed)?;
     }
-    let beside = style.pos(Pos::new(HPos::Left, VPos::Center));
+    let (across, down) = drawn.plotting_area().get_pixel_range();
+    let points = chart.series.iter().filter(|series| series.kind != Kind::Line).flat_map(|s| &s.points);
+    let dots = points.map(|point| Extent::around(drawn.backend_coord(point), 5, 5));
+    let mut places = Places { inside: (across, down), taken: dots.collect() };
     for note in &chart.notes {
-        let text = EmptyElement::at((note.x, note.y)) + Text::new(note.text.clone(), (8, 0), beside.clone());
+        let width =
+            LETTER_WIDTH * i32::try_from(note.text.chars().count()).unwrap_or(i32::MAX / LETTER_WIDTH);
+        let offset = places.take(drawn.backend_coord(&(note.x, note.y)), (width, LINE_HEIGHT));
+        let style = style.clone().pos(Pos::new(HPos::Center, VPos::Center));
+        let text = EmptyElement::at((note.x, note.y)) + Text::new(note.text.clone(), offset, style);
         drawn.draw_series([text]).map_err(failed)?;
     }
     if has_names {
@@ -200,6 +219,65 @@ where
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Of a text of 13 pixels, nearly.
+const LETTER_WIDTH: i32 = 8;
+const LINE_HEIGHT: i32 = 14;
+
+/// A rectangle of pixels.
+#[derive(Clone, Copy)]
+struct Extent {
+    left: i32,
+    top: i32,
+    right: i32,
+    bottom: i32,
+}
+
+impl Extent {
+    /// The one whose edges are at most `x` and `y` away from its middle.
+    fn around(middle: (i32, i32), x: i32, y: i32) -> Self {
+        Self { left: middle.0 - x, top: middle.1 - y, right: middle.0 + x, bottom: middle.1 + y }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.left < other.right
+            && other.left < self.right
+            && self.top < other.bottom
+            && other.top < self.bottom
+    }
+}
+
+/// Where texts beside points may stand.
+struct Places {
+    /// Pixels across and down.
+    inside: (std::ops::Range<i32>, std::ops::Range<i32>),
+    /// Dots, and texts that have their place.
+    taken: Vec<Extent>,
+}
+
+impl Places {
+    /// Where the middle of a text of this width and height lies, seen from its point: the first place
+    /// around it that nothing else has, or on its right where there is none.
+    fn take(&mut self, point: (i32, i32), size: (i32, i32)) -> (i32, i32) {
+        let (x, y) = (size.0 / 2 + 7, size.1 / 2 + 6);
+        let offsets = [(x, 0), (-x, 0), (0, -y), (0, y), (x, -y), (x, y), (-x, -y), (-x, y)];
+        let extent = |offset: (i32, i32)| {
+            Extent::around((point.0 + offset.0, point.1 + offset.1), size.0 / 2, size.1 / 2)
+        };
+        let is_free = |offset: &(i32, i32)| {
+            let own = extent(*offset);
+            let (across, down) = &self.inside;
+            let inside = own.left >= across.start
+                && own.right <= across.end
+                && own.top >= down.start
+                && own.bottom <= down.end;
+            inside && !self.taken.iter().any(|other| own.meets(other))
+        };
+        let offset = offsets.into_iter().find(is_free).unwrap_or((x, 0));
+        self.taken.push(extent(offset));
+        offset
+    }
 }
 
 /// Smallest and largest value; never the same.
@@ -284,6 +362,21 @@ mod tests {
         assert!(one.len() < 100_000, "{}", one.len());
         assert_eq!(thinned(&points).last(), points.last());
         Ok(())
+    }
+
+    #[test]
+    fn texts_of_neighbours_do_not_overlap() {
+        let points = [(50, 50), (60, 52), (56, 50), (96, 50)];
+        let dots = points.map(|point| Extent::around(point, 5, 5));
+        let mut places = Places { inside: (0..100, 0..100), taken: dots.to_vec() };
+        for point in points {
+            places.take(point, (20, LINE_HEIGHT));
+        }
+        let texts = &places.taken[dots.len()..];
+        for (i, text) in texts.iter().enumerate() {
+            assert!(!places.taken[..dots.len() + i].iter().any(|other| text.meets(other)), "{i}");
+            assert!(text.right <= 100);
+        }
     }
 
     #[test]

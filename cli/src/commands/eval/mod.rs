@@ -145,7 +145,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     if let Some(path) = &args.plot {
         let name = args.file.file_name().unwrap_or_default().to_string_lossy();
-        let picture = plot::svg(&report::chart(&name, &report, &points))?;
+        let others = args.points.as_deref().and_then(Path::file_stem).unwrap_or_default().to_string_lossy();
+        let picture = plot::svg(&report::chart(&name, &report, &others, &points))?;
         std::fs::write(path, picture).with_context(|| path.display().to_string())?;
     }
     print(&if args.json { text::json(&report)? } else { report::table(&report) })?;

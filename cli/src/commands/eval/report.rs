@@ -45,8 +45,9 @@ pub(super) fn points(path: &Path) -> anyhow::Result<Vec<Point>> {
         .with_context(|| format!("{}: expected a list of name, bytes, kl_mean, perplexity", path.display()))
 }
 
-/// Divergence against bytes, or perplexity where there is no baseline.
-pub(super) fn chart(name: &str, report: &Report, points: &[Point]) -> Chart {
+/// Divergence against bytes, or perplexity where there is no baseline. `others_name` is the name of
+/// all `points` together.
+pub(super) fn chart(name: &str, report: &Report, others_name: &str, points: &[Point]) -> Chart {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let compared = report.baseline.is_some();
     let value = |kl: Option<f64>, perplexity: Option<f64>| if compared { kl } else { perplexity };
@@ -60,19 +61,17 @@ pub(super) fn chart(name: &str, report: &Report, points: &[Point]) -> Chart {
         })
         .filter(|note| note.y.is_finite())
         .collect();
-    let own: Vec<_> = own.collect();
-    let dots = |name: &str, points| Series { name: name.into(), kind: Kind::Dots, points };
+    let dots = others.iter().map(|note| (note.x, note.y)).collect();
     let mut series = vec![
-        Series { name: name.into(), kind: Kind::Line, points: own.clone() },
-        dots("others", others.iter().map(|note| (note.x, note.y)).collect()),
-        dots("", own),
+        Series { name: name.into(), kind: Kind::Knots, points: own.collect() },
+        Series { name: others_name.into(), kind: Kind::Dots, points: dots },
     ];
     if others.is_empty() {
-        series.remove(1);
+        series.truncate(1);
     }
     Chart {
         title: format!(
-            "{name}: one file, {} windows of {} of {}",
+            "{name}: one file, {} windows of {} tokens of {}",
             report.windows, report.context, report.text
         ),
         x_label: "bytes, MB".into(),
