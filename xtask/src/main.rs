@@ -25,7 +25,8 @@ usage: cargo xtask COMMAND
 
   test [--rust | --python]    run all tests (default: both halves)
   demo [--offline | --f32] [--quick]
-                              download a sample model, convert, verify, inspect, export, compare
+                              download a sample model, convert, verify, inspect, export, compare,
+                              then talk to it under three budgets (not with --quick)
   vectors [--check]           regenerate spec/vectors, or compare it with a fresh generation
   fuzz-smoke [--seconds N]    build the fuzz targets and run each from its seeds (default: 10 s)
   asan                        run the tests of cmf-format under AddressSanitizer

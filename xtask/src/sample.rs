@@ -1,4 +1,5 @@
-//! A small made-up model: a Hugging Face folder in the Llama layout with random bf16 weights.
+//! A small made-up model: a Hugging Face folder in the Llama layout with random bf16 weights and a
+//! tokenizer of bytes.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ const INTERMEDIATE: usize = 768;
 const KEY_VALUE: usize = 64;
 const LAYERS: usize = 4;
 
-/// Writes `config.json` and `model.safetensors` into `dir`; always the same bytes.
+/// Writes `config.json`, `tokenizer.json` and `model.safetensors` into `dir`; always the same bytes.
 pub(crate) fn write(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let put = |name: &str, bytes: &[u8]| {
@@ -18,6 +19,7 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())
     };
     put("config.json", config().as_bytes())?;
+    put("tokenizer.json", tokenizer().as_bytes())?;
     put("model.safetensors", &safetensors(&tensors())?)
 }
 
@@ -32,10 +34,34 @@ fn config() -> String {
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
         "tie_word_embeddings": true,
         "torch_dtype": "bfloat16",
     });
     format!("{config:#}\n")
+}
+
+/// One token a byte, without merges; printable bytes stand for themselves and the others for the
+/// letters from U+0100 on, as byte-level BPE has them.
+fn tokenizer() -> String {
+    let is_itself = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 0x100..;
+    let letters = (0..=0xff).filter_map(|byte| if is_itself(byte) { Some(byte) } else { others.next() });
+    let words: serde_json::Map<_, _> =
+        letters.filter_map(char::from_u32).zip(0..).map(|(c, id)| (c.to_string(), id.into())).collect();
+    let bytes = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": &bytes,
+        "decoder": &bytes,
+        "model": { "type": "BPE", "vocab": words, "merges": [] },
+    });
+    format!("{tokenizer:#}\n")
 }
 
 /// Names and shapes; a vector for a norm, rows and columns for a matrix.
