@@ -3,10 +3,10 @@
 
 use cmf_converters::encode::{
     CodebookParams, DenseParams, GroupedParams, HqqParams, LosslessParams, LowRankParams, NestedParams,
-    SignLowRankParams, SparseParams, TermParams,
+    SignLowRankParams, SparseParams, TermParams, TrellisParams,
 };
 use cmf_converters::gguf::{GgmlType, block_node};
-use cmf_converters::recipe::Recipe;
+use cmf_converters::recipe::{Recipe, Transforms};
 use cmf_format::NodeData;
 use cmf_format::encoding::{codebook, dense, grouped};
 use serde::Serialize;
@@ -68,6 +68,8 @@ fn tables_list_every_parameter_with_its_default() -> Outcome {
     check_table(&page, "### `low_rank`", &LowRankParams::default())?;
     check_table(&page, "### `sign_low_rank`", &SignLowRankParams::default())?;
     check_table(&page, "### `nested`", &NestedParams::default())?;
+    check_table(&page, "### `trellis`", &TrellisParams::default())?;
+    check_table(&page, "`transforms` is a table:", &Transforms::default())?;
     check_table(&page, "### `dense`", &DenseParams::default())?;
     check_table(&page, "### `lossless`", &LosslessParams::default())
 }
@@ -76,7 +78,7 @@ fn tables_list_every_parameter_with_its_default() -> Outcome {
 fn tables_list_every_field_of_recipes_and_rules() -> Outcome {
     let page = page("recipes.md")?;
     // Fields without a default must be there; what is written back shows the others.
-    let whole = "name = 'n'\n[[rule]]\nmatch = '*'\nstore = 'keep'\n[[rule]]\nmatch = '*'\nterms = [{ encoding = 'dense' }]";
+    let whole = "name = 'n'\n[[rule]]\nmatch = '*'\nstore = 'keep'\n[[rule]]\nmatch = '*'\nprogressive = true\ntransforms = { seed = 1, input_hadamard = true }\nterms = [{ encoding = 'dense' }]";
     let recipe = serde_json::to_value(Recipe::from_toml(whole)?)?;
     let fields = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let documented = |heading| -> Vec<String> {

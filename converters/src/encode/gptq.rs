@@ -2,8 +2,8 @@
 //! (GPTQ, Frantar et al. 2023, with static groups).
 
 use super::feedback::Feedback;
-use super::matrix::Matrix;
 use super::format_error;
+use super::matrix::Matrix;
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
 use cmf_format::encoding::View;
