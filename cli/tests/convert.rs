@@ -53,6 +53,7 @@ fn reports_in_json() -> Outcome {
         "tensors",
         "elements",
         "input_bytes",
+        "levels",
         "files",
         "file_bytes",
         "bits_per_weight",
