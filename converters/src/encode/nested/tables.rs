@@ -67,11 +67,11 @@ impl Row {
             [] => return tables,
         };
         let mut ends = self.clusters(1 << seed);
-        for now in seed..=highest {
-            if now > seed {
+        for count in seed..=highest {
+            if count > seed {
                 ends = self.split(&ends);
             }
-            if bits.contains(&now) {
+            if bits.contains(&count) {
                 tables.push(self.means(&ends));
             }
         }
