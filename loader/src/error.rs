@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Reference,
     /// The caller asked for something that is not there or does not fit.
     Argument,
+    /// Readers still hold what is to be given back.
+    Busy,
 }
 
 impl ErrorKind {
@@ -33,6 +35,7 @@ impl ErrorKind {
             ErrorKind::Changed => "changed",
             ErrorKind::Reference => "reference",
             ErrorKind::Argument => "argument",
+            ErrorKind::Busy => "busy",
         }
     }
 }
@@ -95,6 +98,10 @@ impl Error {
 
     pub(crate) fn budget(path: &Path, error: BelowMinimum) -> Self {
         Self::new(ErrorKind::Argument, path, None, Cause::Budget(error))
+    }
+
+    pub(crate) fn busy(path: &Path, problem: String) -> Self {
+        Self::new(ErrorKind::Busy, path, None, Cause::Problem(problem))
     }
 
     /// `reference` is as in ``shard `a.cmf` ``.

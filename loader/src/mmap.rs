@@ -6,7 +6,8 @@ use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
 
-/// A read-only shared map of the first bytes of a file.
+/// A read-only shared map of the first bytes of a file. Pages of it can be exchanged for copies in
+/// memory of this process and back; that changes where bytes are, not what they are.
 #[derive(Debug)]
 pub(crate) struct Map(Mmap);
 
@@ -36,18 +37,176 @@ impl Map {
     /// an error here and not a signal when it is touched. Does nothing where the system cannot.
     pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        if !range.is_empty() {
-            let result = self.0.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
-            return result.or_else(|e| match rustix::io::Errno::from_io_error(&e) {
-                // Before Linux 5.14 the advice is unknown.
-                Some(rustix::io::Errno::INVAL) => Ok(()),
-                Some(rustix::io::Errno::FAULT) => {
-                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut or cannot be read"))
-                }
-                _ => Err(e),
-            });
+        return linux::advise(&self.0, range, linux::Advice::LinuxPopulateRead).or_else(|e| match e {
+            // Before Linux 5.14 the advice is unknown.
+            rustix::io::Errno::INVAL => Ok(()),
+            rustix::io::Errno::FAULT => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut or cannot be read"))
+            }
+            e => Err(e.into()),
+        });
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = range;
+            Ok(())
         }
+    }
+
+    /// Makes the pages of `range` resident: [`Map::populate`], and pages around those that are missed
+    /// later are brought in again.
+    pub(crate) fn hold(&self, range: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        linux::advise(&self.0, range.clone(), linux::Advice::Normal)?;
+        self.populate(range)
+    }
+
+    /// Takes the pages of `range` out of this process's memory. They are read again when they are
+    /// touched. `range` begins and ends with a page, or ends with the map. Does nothing where the
+    /// system cannot.
+    pub(crate) fn release(&self, range: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            // The system maps sixteen pages around one that is missed, but none beyond the end of a
+            // range with other advice: what is held next to `range` no longer brings any of it in.
+            linux::advise(&self.0, range.clone(), linux::Advice::Random)?;
+            linux::advise(&self.0, range, linux::Advice::LinuxDontNeed)?;
+        }
+        #[cfg(not(target_os = "linux"))]
         let _ = range;
+        Ok(())
+    }
+
+    /// Leaves it to the system again which pages are resident.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        linux::advise(&self.0, 0..self.0.len(), linux::Advice::Normal)?;
+        Ok(())
+    }
+
+    /// Puts a copy in memory of this process in the place of the pages of `range`, which begins and
+    /// ends with a page, or ends with the map. `fill` writes the copy: the bytes of the file.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn own(
+        &self,
+        range: Range<usize>,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        linux::check(&self.0, &range)?;
+        let mut copy = linux::Staging::new(range.len())?;
+        fill(copy.bytes())?;
+        copy.place(&self.0, range)
+    }
+
+    /// Puts the pages of the file back in the place of the copies of `range`, which are freed.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn disown(&self, range: Range<usize>, file: &File) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        linux::check(&self.0, &range)?;
+        linux::map_over(&self.0, range, file)
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use core::ffi::c_void;
+    use core::ops::Range;
+    use core::ptr;
+    use memmap2::Mmap;
+    pub(super) use rustix::mm::Advice;
+    use rustix::mm::{self, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+    use std::fs::File;
+    use std::io;
+
+    /// That `range` is one of the map and begins with a page.
+    pub(super) fn check(map: &Mmap, range: &Range<usize>) -> io::Result<()> {
+        let page = rustix::param::page_size();
+        let whole = range.end.is_multiple_of(page) || range.end == map.len();
+        match range.start < range.end && range.end <= map.len() && range.start.is_multiple_of(page) && whole {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "no range of whole pages")),
+        }
+    }
+
+    /// Advice about the pages of `range`: `Normal`, `Random`, `LinuxPopulateRead` or `LinuxDontNeed`.
+    pub(super) fn advise(map: &Mmap, range: Range<usize>, advice: Advice) -> rustix::io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let page = rustix::param::page_size();
+        let start = range.start - range.start % page;
+        if range.end > map.len() {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        // SAFETY: the range lies within the map, which lives as long as `map`, and begins with a
+        // page, since the map does. `DONTNEED` is dangerous where it changes what is read: on a map of
+        // a file that was never written to, the next access gives the file's bytes, and those are
+        // what was there. Copies that `own` made are never under it: `disown` replaces them. The
+        // other advice changes nothing that a program can read.
+        unsafe { mm::madvise(map.as_ptr().add(start).cast_mut().cast::<c_void>(), range.end - start, advice) }
+    }
+
+    /// Anonymous memory that is going to replace a part of a map.
+    pub(super) struct Staging {
+        start: *mut c_void,
+        bytes: usize,
+    }
+
+    impl Staging {
+        pub(super) fn new(bytes: usize) -> io::Result<Self> {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            // SAFETY: without MAP_FIXED the system chooses a place where nothing is.
+            let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, access, flags) }?;
+            Ok(Self { start, bytes })
+        }
+
+        pub(super) fn bytes(&mut self) -> &mut [u8] {
+            // SAFETY: `start` is a mapping of `bytes` bytes (more in its last page), readable,
+            // writable and zero, that nothing else refers to; the slice borrows `self`, which unmaps it.
+            unsafe { core::slice::from_raw_parts_mut(self.start.cast::<u8>(), self.bytes) }
+        }
+
+        /// Moves the memory to where `range` of `map` is.
+        pub(super) fn place(self, map: &Mmap, range: Range<usize>) -> io::Result<()> {
+            if range.len() != self.bytes {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            // SAFETY: the mapping is this value's own, and becomes read-only, as the map is.
+            unsafe { mm::mprotect(self.start, self.bytes, MprotectFlags::READ) }?;
+            // SAFETY: the target is within `map` (checked by `own`), and begins and ends with its
+            // pages. Whoever reads it meanwhile is stopped by the system until the move is done, and
+            // then finds the same bytes: those of the file. What was mapped there is
+            // unmapped, and `map` unmaps what takes its place.
+            unsafe {
+                let target = map.as_ptr().add(range.start).cast_mut().cast::<c_void>();
+                mm::mremap_fixed(self.start, self.bytes, self.bytes, MremapFlags::MAYMOVE, target)
+            }?;
+            core::mem::forget(self);
+            Ok(())
+        }
+    }
+
+    impl Drop for Staging {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is this value's own, and nothing borrows it any more.
+            let _ = unsafe { mm::munmap(self.start, self.bytes) };
+        }
+    }
+
+    /// Maps `file` over `range` of the map.
+    pub(super) fn map_over(map: &Mmap, range: Range<usize>, file: &File) -> io::Result<()> {
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the target is within `map` (checked by `disown`), begins and ends with its pages, and
+        // gets the bytes that it has as long as the file is not written to, which is the promise that
+        // `Map::new` rests on. `map` unmaps what takes its place.
+        unsafe {
+            let target = map.as_ptr().add(range.start).cast_mut().cast::<c_void>();
+            mm::mmap(target, range.len(), ProtFlags::READ, flags, file, range.start as u64)
+        }?;
         Ok(())
     }
 }

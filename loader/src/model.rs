@@ -3,7 +3,7 @@
 use crate::attribute::Attribute;
 use crate::error::{Error, Result};
 use crate::open::{Backend, Directory, OpenOptions, open};
-use crate::plan::{Budget, Plan, Schedule};
+use crate::plan::{Budget, Plan, Schedule, Want};
 use crate::references::{Reference, ReferenceKind};
 use crate::source::FileSource;
 use crate::tensor::Tensor;
@@ -115,6 +115,21 @@ impl Model {
         if let Some(schedule) = self.schedule.get() {
             return Ok(schedule);
         }
+        let schedule = self.make_schedule(None)?;
+        Ok(self.schedule.get_or_init(|| schedule))
+    }
+
+    /// [`Model::schedule`] of a part of the model, or with a part that is held always: `want` says of
+    /// each tensor by name what is wanted of it. States no losses: those of the file are for its own
+    /// order.
+    ///
+    /// # Errors
+    /// As [`Model::schedule`].
+    pub fn schedule_for(&self, want: &dyn Fn(&str) -> Want) -> Result<Schedule> {
+        self.make_schedule(Some(want))
+    }
+
+    fn make_schedule(&self, want: Option<&dyn Fn(&str) -> Want>) -> Result<Schedule> {
         let mut files = vec![&self.archive];
         let (mut fixed_bytes, mut fixed_elements) = (0u64, 0u64);
         for reference in self.references() {
@@ -128,8 +143,7 @@ impl Model {
                 }
             }
         }
-        let schedule = Schedule::of_files(files, fixed_bytes, fixed_elements);
-        Ok(self.schedule.get_or_init(|| schedule))
+        Ok(Schedule::of_files(files, fixed_bytes, fixed_elements, want))
     }
 
     /// The plan for a budget: the longest prefix of [`Model::schedule`] that fits.

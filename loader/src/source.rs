@@ -4,13 +4,16 @@ use crate::error::{Error, Result};
 use crate::mmap::Map;
 use crate::open::Backend;
 use crate::positional::read_exact_at;
+use crate::resident::Runs;
 use crate::stamp::Stamp;
 use cmf_format::{Archive, ErrorKind, Limits, Source};
 use core::cell::Cell;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 type FormatError = cmf_format::Error;
 
@@ -39,6 +42,24 @@ pub struct FileSource {
     head: Vec<u8>,
     /// The whole file, with [`Backend::Mmap`].
     map: Option<Map>,
+    /// What a [`Resident`](crate::Resident) holds, with [`Backend::Pread`].
+    owned: OnceLock<Owned>,
+    /// Bytes that were read, as far as this process can count them.
+    read_bytes: AtomicU64,
+}
+
+/// Pages of the file in memory of this process.
+#[derive(Debug)]
+struct Owned {
+    /// The place where they are put. Its other pages are those of the file, and are not touched.
+    map: Map,
+    runs: RwLock<Runs>,
+}
+
+impl Owned {
+    fn covers(&self, range: &Range<u64>) -> bool {
+        self.runs.read().unwrap_or_else(PoisonError::into_inner).covers(range)
+    }
 }
 
 impl FileSource {
@@ -74,7 +95,18 @@ impl FileSource {
         };
         let limit_bytes = limits.decoded_segment_bytes;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self { path: path.to_owned(), absolute, file, stamp, limit_bytes, head: whole, map })
+        let (owned, read_bytes) = (OnceLock::new(), AtomicU64::new(0));
+        Ok(Self {
+            path: path.to_owned(),
+            absolute,
+            file,
+            stamp,
+            limit_bytes,
+            head: whole,
+            map,
+            owned,
+            read_bytes,
+        })
     }
 
     /// The path that it was opened by.
@@ -90,10 +122,111 @@ impl FileSource {
         }
     }
 
-    /// Bytes `range`, borrowed from the map; `None` without a map.
+    /// Bytes `range`, borrowed from the map or from what is held; `None` without either.
     pub(crate) fn mapped(&self, range: Range<u64>) -> Option<&[u8]> {
-        let bytes = self.map.as_ref()?.bytes();
+        let bytes = match &self.map {
+            Some(map) => map.bytes(),
+            None => self.owned.get().filter(|owned| owned.covers(&range))?.map.bytes(),
+        };
         bytes.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+    }
+
+    /// Bytes that were read from the file so far: by [`FileSource::hold`], and with
+    /// [`Backend::Pread`] by everything else but opening. What a map brings in when it is touched is
+    /// not counted.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Prepares for [`FileSource::hold`].
+    pub(crate) fn prepare(&self) -> cmf_format::Result<()> {
+        if self.map.is_some() || self.owned.get().is_some() {
+            return Ok(());
+        }
+        if cfg!(not(target_os = "linux")) {
+            let problem = "pages of a file that is not mapped can be held on Linux only";
+            return Err(FormatError::new(ErrorKind::Unsupported, "file", problem));
+        }
+        let bytes = usize::try_from(self.stamp.bytes).unwrap_or(usize::MAX);
+        let map = Map::new(&self.file, bytes).map_err(|e| failed(0, e))?;
+        let _ = self.owned.set(Owned { map, runs: RwLock::default() });
+        Ok(())
+    }
+
+    /// Makes the pages of `range` resident, which begins and ends with a page or beyond the file.
+    pub(crate) fn hold(&self, range: Range<u64>) -> cmf_format::Result<()> {
+        let (range, place) = self.place(range)?;
+        let bytes = range.end.saturating_sub(range.start);
+        self.check_length(range.start)?;
+        let result = match (&self.map, self.owned.get()) {
+            (Some(map), _) => map.hold(place),
+            (None, Some(owned)) => self.own(owned, range.clone(), place),
+            (None, None) => return Ok(()),
+        };
+        result.map_err(|e| failed(range.start, e))?;
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives the memory of the pages of `range` back, which begins and ends as for
+    /// [`FileSource::hold`].
+    pub(crate) fn release(&self, range: Range<u64>) -> cmf_format::Result<()> {
+        let (range, place) = self.place(range)?;
+        let result = match (&self.map, self.owned.get()) {
+            (Some(map), _) => map.release(place),
+            (None, Some(owned)) => self.disown(owned, range.clone(), place),
+            (None, None) => return Ok(()),
+        };
+        result.map_err(|e| failed(range.start, e))
+    }
+
+    /// Leaves it to the system again which pages are in memory.
+    pub(crate) fn forget(&self) {
+        let _ = match (&self.map, self.owned.get()) {
+            (Some(map), _) => map.forget(),
+            (None, Some(_)) => return drop(self.release(0..self.stamp.bytes)),
+            (None, None) => Ok(()),
+        };
+    }
+
+    #[cfg(target_os = "linux")]
+    fn own(&self, owned: &Owned, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
+        owned.map.own(place, |out| read_exact_at(&self.file, out, range.start))?;
+        let mut runs = owned.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut more = Runs::default();
+        more.push(range);
+        *runs = runs.plus(&more);
+        Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn disown(&self, owned: &Owned, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
+        // First nothing is borrowed from there any more.
+        let mut less = Runs::default();
+        less.push(range);
+        let mut runs = owned.runs.write().unwrap_or_else(PoisonError::into_inner);
+        *runs = runs.minus(&less);
+        owned.map.disown(place, &self.file)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn own(&self, _: &Owned, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn disown(&self, _: &Owned, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// `range` as far as the file goes, also as places in memory.
+    fn place(&self, range: Range<u64>) -> cmf_format::Result<(Range<u64>, Range<usize>)> {
+        let end = range.end.min(self.stamp.bytes);
+        let range = range.start.min(end)..end;
+        match (usize::try_from(range.start), usize::try_from(range.end)) {
+            (Ok(start), Ok(end)) => Ok((range, start..end)),
+            _ => Err(FormatError::new(ErrorKind::Limit, "file", "does not fit the address space")),
+        }
     }
 
     /// Fills `out` from `offset` on.
@@ -104,6 +237,11 @@ impl FileSource {
             out.copy_from_slice(bytes);
             return Ok(());
         }
+        self.read_at(out, offset)
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> cmf_format::Result<()> {
+        self.read_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
         read_exact_at(&self.file, out, offset).map_err(|e| failed(offset, e))
     }
 
@@ -194,7 +332,7 @@ impl Source for FileSource {
                 return Err(FormatError::expected(ErrorKind::Limit, "file", expected, bytes).at(offset));
             }
         }
-        read_exact_at(&self.file, &mut out, offset).map_err(|e| failed(offset, e))?;
+        self.read_at(&mut out, offset)?;
         Ok(Cow::Owned(out))
     }
 
@@ -215,11 +353,14 @@ impl Source for FileSource {
                 visit(bytes)
             });
         }
+        if let Some(bytes) = self.mapped(range.clone()) {
+            return visit(bytes);
+        }
         let mut buffer = VISIT_BUFFER.take();
         buffer.resize(VISIT_READ_BYTES as usize, 0);
         let result = parts.try_for_each(|part| {
             let bytes = buffer.get_mut(..(part.end - part.start) as usize).unwrap_or(&mut []);
-            read_exact_at(&self.file, bytes, part.start).map_err(|e| failed(part.start, e))?;
+            self.read_at(bytes, part.start)?;
             visit(bytes)
         });
         VISIT_BUFFER.set(buffer);

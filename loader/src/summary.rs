@@ -176,7 +176,7 @@ impl Model {
     }
 
     /// This file and its shards.
-    fn files(&self) -> Result<Vec<&Model>> {
+    pub(crate) fn files(&self) -> Result<Vec<&Model>> {
         let shards = self.references().filter(|r| r.kind() == ReferenceKind::Shard);
         core::iter::once(Ok(self)).chain(shards.map(|shard: Reference<'_>| shard.open())).collect()
     }

@@ -3,6 +3,7 @@
 mod convert;
 mod decode;
 mod open;
+mod resident;
 mod tensor;
 mod trellis;
 mod verify;
@@ -19,5 +20,6 @@ pub(crate) fn all() -> Vec<Suite> {
         trellis::suite(),
         convert::pipeline(),
         verify::suite(),
+        resident::suite(),
     ]
 }

@@ -82,6 +82,7 @@ mod tests {
             overhead_bytes: 0,
             elements: 0,
             units: (0..steps.len() as u32).collect(),
+            all_units: steps.len(),
             added_bytes: steps.iter().map(|(bytes, _)| *bytes).collect(),
             losses: steps.iter().map(|(_, loss)| *loss).collect(),
             required,

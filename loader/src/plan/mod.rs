@@ -27,12 +27,13 @@ pub use budget::{Budget, ParseBudgetError, parse_bytes};
 pub use memory::{AUTO_SHARE, available_bytes};
 pub use schedule::Schedule;
 
+use crate::resident::Runs;
 use cmf_format::archive::Matrix;
 use cmf_format::{Archive, Source};
 use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::ops::Range;
-use schedule::FileUnits;
+pub(crate) use schedule::FileUnits;
 use std::sync::Arc;
 
 /// The plan for a budget: the longest prefix of the archive's schedule that fits.
@@ -44,6 +45,18 @@ use std::sync::Arc;
 /// [`BelowMinimum`] when the budget does not hold all units of level 0.
 pub fn plan<S: Source>(archive: &Archive<S>, budget: Budget) -> Result<Plan, BelowMinimum> {
     Schedule::of(archive).plan(budget)
+}
+
+/// What is wanted of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Want {
+    /// Nothing: it is not part of the model that is run.
+    Never,
+    /// As much as the budget allows.
+    #[default]
+    Budget,
+    /// All of it, whatever the budget: it is part of the minimum.
+    Always,
 }
 
 /// A budget in which a model cannot be run.
@@ -67,6 +80,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same units under another budget.
+    pub(crate) fn under(mut self, budget_bytes: u64) -> Self {
+        self.budget_bytes = budget_bytes;
+        self
+    }
+
     /// The schedule that it is a prefix of.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
@@ -188,6 +207,34 @@ impl HeldUnits<'_> {
 impl FileUnits {
     fn holds_unit(&self, unit: u32, steps: usize) -> bool {
         self.needed.get(unit as usize).is_some_and(|needed| *needed as usize <= steps)
+    }
+
+    /// Pages that are held for the first `steps` steps: those that raw segments of units and of
+    /// transforms lie on.
+    pub(crate) fn pages(&self, steps: usize, page_bytes: u64) -> Runs {
+        let mut runs = Runs::default();
+        // In file order.
+        for segment in self.segments.iter().filter(|s| s.raw && s.decoded_bytes > 0) {
+            if segment.needed as usize <= steps {
+                let end = segment.offset.saturating_add(segment.decoded_bytes);
+                let end = end.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
+                runs.push(segment.offset - segment.offset % page_bytes..end);
+            }
+        }
+        runs
+    }
+
+    /// Segments that come with the steps from `steps.start` to before `steps.end`; those of step 0
+    /// are held always.
+    pub(crate) fn segments(&self, steps: Range<usize>) -> impl Iterator<Item = u32> {
+        let all = self.segments.iter().zip(0u32..);
+        all.filter(move |(segment, _)| steps.contains(&(segment.needed as usize))).map(|(_, index)| index)
+    }
+
+    /// Decoded bytes of the compressed segments of the first `steps` units.
+    pub(crate) fn decoded_bytes(&self, steps: usize) -> u64 {
+        let held = self.segments.iter().filter(|s| !s.raw && s.needed > 0 && s.needed as usize <= steps);
+        held.fold(0, |sum, segment| sum.saturating_add(segment.decoded_bytes))
     }
 
     /// Pages of the raw segments and bytes of the decoded ones, without those of transforms.

@@ -1,6 +1,7 @@
 //! One pass over the directory of an archive: what each step of its schedule adds.
 
-use cmf_format::archive::{Matrix, Node};
+use super::Want;
+use cmf_format::archive::{Matrix, Node, Unit};
 use cmf_format::{Archive, Compression, Source, wire::HEADER_BYTES};
 
 /// The number of steps that never comes.
@@ -26,49 +27,64 @@ pub(super) struct Pass {
     pub(super) overhead_bytes: u64,
     /// Elements of the matrices; those of tied tensors once, those of deltas not.
     pub(super) elements: u64,
-    /// Units by step.
+    /// Units by step: those that are wanted.
     pub(super) units: Vec<u32>,
+    /// Units that there are.
+    pub(super) all_units: usize,
     /// Bytes that each step adds: those of its segments that no step before has.
     pub(super) added_bytes: Vec<u64>,
     /// Expected loss after each step; NaN where it is not stated.
     pub(super) losses: Vec<f64>,
-    /// Steps up to the last unit of level 0.
+    /// Steps up to the last unit of level 0 and the last that is wanted always.
     pub(super) required: usize,
     /// By index of the segment; `needed` counts steps of this archive.
     pub(super) segments: Vec<HeldSegment>,
 }
 
 impl Pass {
-    /// O(nodes, units and segments).
-    pub(super) fn over<S: Source>(archive: &Archive<S>) -> Self {
+    /// O(nodes, units and segments). `want` is asked for the name of each tensor; none is all alike.
+    pub(super) fn over<S: Source>(archive: &Archive<S>, want: Option<&dyn Fn(&str) -> Want>) -> Self {
+        let wants = want.map(|want| wants(archive, want));
+        let of_matrix = |matrix: u32| {
+            let wants = wants.as_ref();
+            wants.map_or(Want::Budget, |wants| wants.get(matrix as usize).copied().unwrap_or(Want::Never))
+        };
         let mut pass = Self {
             identity: archive.identity(),
             overhead_bytes: HEADER_BYTES.saturating_add(archive.header().directory_bytes.get()),
-            elements: elements(archive),
+            elements: elements(archive, &of_matrix),
             units: Vec::new(),
+            all_units: archive.units().len(),
             added_bytes: Vec::new(),
             losses: Vec::new(),
             required: 0,
             segments: archive.segments().map(|segment| held(&segment)).collect(),
         };
         let mut walk = Walk { seen: vec![false; archive.nodes().len()], pending: Vec::new() };
-        for matrix in archive.matrices() {
+        for matrix in archive.matrices().filter(|m| of_matrix(m.index()) != Want::Never) {
             let bytes = walk.transforms(&matrix, &mut pass.segments);
             pass.overhead_bytes = pass.overhead_bytes.saturating_add(bytes);
         }
         // A term may name the node of a transform: its segments are counted, but not those of others
         // that it was seen with.
         walk.seen.fill(false);
-        for step in archive.schedule() {
-            let Some(unit) = step.unit() else { continue };
+        let want_of = |unit: &Unit<'_, S>| of_matrix(unit.record().matrix.get());
+        let steps = || archive.schedule().filter_map(|step| Some((step.unit()?, step.expected_loss())));
+        let wanted = || steps().filter(|(unit, _)| want_of(unit) != Want::Never);
+        let first = wanted().enumerate().filter(|(_, (unit, _))| unit.level() == 0).last();
+        let first = first.map_or(0, |(last, _)| last + 1);
+        // What is wanted always comes right behind what every model needs.
+        let pinned = |unit: &Unit<'_, S>| want_of(unit) == Want::Always;
+        let order = wanted().take(first);
+        let order = order.chain(wanted().skip(first).filter(|(unit, _)| pinned(unit)));
+        pass.required = first + wanted().skip(first).filter(|(unit, _)| pinned(unit)).count();
+        for (unit, loss) in order.chain(wanted().skip(first).filter(|(unit, _)| !pinned(unit))) {
             walk.pending.extend(unit.terms().filter_map(|term| term.node()));
             pass.units.push(unit.index());
             let needed = u32::try_from(pass.units.len()).unwrap_or(NEVER);
-            if unit.level() == 0 {
-                pass.required = pass.units.len();
-            }
             pass.added_bytes.push(walk.hold(&mut pass.segments, needed));
-            pass.losses.push(step.expected_loss().unwrap_or(f64::NAN));
+            // What a file states is for its own order.
+            pass.losses.push(loss.filter(|_| wants.is_none()).unwrap_or(f64::NAN));
         }
         pass
     }
@@ -84,7 +100,21 @@ fn held<S: Source>(segment: &cmf_format::archive::Segment<'_, S>) -> HeldSegment
     }
 }
 
-fn elements<S: Source>(archive: &Archive<S>) -> u64 {
+/// What is wanted of each matrix: the most that any tensor with it is.
+fn wants<S: Source>(archive: &Archive<S>, want: &dyn Fn(&str) -> Want) -> Vec<Want> {
+    let mut wants = vec![Want::Never; archive.matrices().len()];
+    for tensor in archive.tensors() {
+        let wanted = want(tensor.name());
+        for matrix in tensor.matrices() {
+            if let Some(place) = wants.get_mut(matrix.index() as usize) {
+                *place = wanted.max(*place);
+            }
+        }
+    }
+    wants
+}
+
+fn elements<S: Source>(archive: &Archive<S>, want: &dyn Fn(u32) -> Want) -> u64 {
     let mut next_matrix = 0;
     let mut elements = 0u64;
     for tensor in archive.tensors() {
@@ -94,7 +124,8 @@ fn elements<S: Source>(archive: &Archive<S>) -> u64 {
             continue;
         }
         next_matrix = next_matrix.saturating_add(record.matrix_count.get());
-        if record.matrix_count.get() > 0 && !tensor.is_delta() {
+        let wanted = || tensor.matrices().any(|matrix| want(matrix.index()) != Want::Never);
+        if record.matrix_count.get() > 0 && !tensor.is_delta() && wanted() {
             elements = elements.saturating_add(tensor.elements());
         }
     }

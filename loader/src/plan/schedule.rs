@@ -2,7 +2,7 @@
 
 use super::merge;
 use super::pass::{HeldSegment, NEVER, Pass};
-use super::{BelowMinimum, Budget, Plan};
+use super::{BelowMinimum, Budget, Plan, Want};
 use cmf_format::{Archive, Source};
 use core::fmt;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) struct Inner {
 }
 
 /// When the units and segments of one file are held.
-pub(super) struct FileUnits {
+pub(crate) struct FileUnits {
     pub(super) identity: [u8; 32],
     /// By unit: steps that must be held for it.
     pub(super) needed: Vec<u32>,
@@ -38,7 +38,7 @@ pub(super) struct FileUnits {
 impl Schedule {
     /// The schedule of one archive. What it refers to in other archives is not part of it.
     pub fn of<S: Source>(archive: &Archive<S>) -> Self {
-        Self::of_files([archive], 0, 0)
+        Self::of_files([archive], 0, 0, None)
     }
 
     /// One schedule over several archives of a model; `fixed_bytes` and `fixed_elements` are held
@@ -47,8 +47,9 @@ impl Schedule {
         archives: impl IntoIterator<Item = &'a Archive<S>>,
         fixed_bytes: u64,
         fixed_elements: u64,
+        want: Option<&dyn Fn(&str) -> Want>,
     ) -> Self {
-        let passes: Vec<Pass> = archives.into_iter().map(Pass::over).collect();
+        let passes: Vec<Pass> = archives.into_iter().map(|archive| Pass::over(archive, want)).collect();
         let order = match passes.len() {
             1 => None,
             _ => Some(merge::order(&passes)),
@@ -69,13 +70,7 @@ impl Schedule {
     /// [`BelowMinimum`] when the budget does not hold all units of level 0.
     pub fn plan(&self, budget: Budget) -> Result<Plan, BelowMinimum> {
         let inner = &self.0;
-        let budget_bytes = match budget {
-            Budget::Bytes(bytes) => bytes,
-            // The cast saturates; a budget is rounded down.
-            Budget::BitsPerWeight(bits) => (inner.elements as f64 * bits / 8.0) as u64,
-            Budget::Minimum => self.minimum_bytes(),
-            Budget::Maximum => self.maximum_bytes(),
-        };
+        let budget_bytes = self.budget_bytes(budget);
         let fitting = inner.resident_bytes.partition_point(|bytes| *bytes <= budget_bytes);
         match fitting.checked_sub(1).filter(|steps| *steps >= inner.required) {
             Some(steps) => Ok(Plan { schedule: self.clone(), budget_bytes, steps }),
@@ -83,7 +78,29 @@ impl Schedule {
         }
     }
 
-    /// Number of steps: units of all files.
+    /// A budget of this model in bytes.
+    pub fn budget_bytes(&self, budget: Budget) -> u64 {
+        match budget {
+            Budget::Bytes(bytes) => bytes,
+            // The cast saturates; a budget is rounded down.
+            Budget::BitsPerWeight(bits) => (self.0.elements as f64 * bits / 8.0) as u64,
+            Budget::Minimum => self.minimum_bytes(),
+            Budget::Maximum => self.maximum_bytes(),
+        }
+    }
+
+    /// The plan that holds the first `steps` units; no fewer than are required.
+    pub fn first(&self, steps: usize) -> Plan {
+        let steps = steps.clamp(self.0.required.min(self.steps()), self.steps());
+        Plan { schedule: self.clone(), budget_bytes: self.resident_bytes(steps), steps }
+    }
+
+    /// The files that it is over: the model's own and its shards.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &FileUnits> {
+        self.0.files.iter()
+    }
+
+    /// Number of steps: units of all files that are wanted.
     pub fn steps(&self) -> usize {
         self.0.losses.len()
     }
@@ -139,7 +156,7 @@ impl Inner {
 fn single(passes: Vec<Pass>, overhead_bytes: u64, elements: u64) -> Inner {
     let mut inner = empty(overhead_bytes, elements);
     for pass in passes {
-        let mut needed = vec![NEVER; pass.units.len()];
+        let mut needed = vec![NEVER; pass.all_units];
         for (step, unit) in (1..).zip(&pass.units) {
             set(&mut needed, *unit, step);
         }
@@ -186,7 +203,7 @@ fn merged(order: &[usize], passes: Vec<Pass>, overhead_bytes: u64, elements: u64
         inner.losses.push(if not_stated == 0 { loss_sum } else { f64::NAN });
     }
     for (pass, places) in passes.into_iter().zip(places) {
-        let mut needed = vec![NEVER; pass.units.len()];
+        let mut needed = vec![NEVER; pass.all_units];
         for (place, unit) in places.iter().zip(&pass.units) {
             set(&mut needed, *unit, *place);
         }

@@ -1,0 +1,296 @@
+//! How what is held becomes what a plan wants.
+
+use super::generations::{Generation, Stopped};
+use super::{Change, Resident, Runs, Snapshot, Status, lock};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::plan::{Budget, Plan, Schedule};
+use crate::source::FileSource;
+use cmf_format::Source;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Bytes that are brought in, verified and published at once, at least.
+const SLICE_BYTES: u64 = 16 << 20;
+/// Slices of the largest change.
+const SLICES: u64 = 64;
+/// Bytes that one thread brings in at once, at least.
+const PART_BYTES: u64 = 1 << 20;
+/// Parts of the largest file: each may become a map of its own, of which a process has some ten
+/// thousands.
+const PARTS: u64 = 4096;
+
+/// What is in memory, known to the thread that changes it.
+pub(super) struct Held {
+    files: Vec<FileHeld>,
+}
+
+struct FileHeld {
+    pages: Runs,
+    /// By segment: whether it had its hash when it was first brought in.
+    verified: Vec<bool>,
+}
+
+impl Held {
+    pub(super) fn nothing(files: &[&Model]) -> Self {
+        let nothing = |file: &&Model| FileHeld {
+            pages: Runs::default(),
+            verified: vec![false; file.archive().segments().len()],
+        };
+        Self { files: files.iter().map(nothing).collect() }
+    }
+
+    fn page_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.pages.bytes()).fold(0, u64::saturating_add)
+    }
+}
+
+/// Pages of memory.
+fn page_bytes() -> u64 {
+    #[cfg(unix)]
+    return rustix::param::page_size() as u64;
+    #[cfg(not(unix))]
+    4096
+}
+
+/// The pages of each file that the first `steps` steps need.
+fn pages(schedule: &Schedule, steps: usize) -> impl Iterator<Item = Runs> {
+    let page = page_bytes();
+    schedule.files().map(move |file| file.pages(steps, page))
+}
+
+/// What is in memory beside pages of files.
+fn beside(schedule: &Schedule, steps: usize) -> u64 {
+    let decoded = schedule.files().map(|file| file.decoded_bytes(steps));
+    decoded.fold(schedule.overhead_bytes(), u64::saturating_add)
+}
+
+/// What the first `steps` steps take in memory.
+pub(super) fn paged_bytes(schedule: &Schedule, steps: usize) -> u64 {
+    pages(schedule, steps).map(|runs| runs.bytes()).fold(beside(schedule, steps), u64::saturating_add)
+}
+
+impl Resident<'_> {
+    /// The first plan: nothing is published before it is there.
+    pub(super) fn start(&self, budget: Budget) -> Result<()> {
+        let target = self.target(budget)?;
+        let mut held = lock(&self.held);
+        self.begin(&held, &target);
+        self.release(&mut held, 0)?;
+        // With what is held always: transforms come with step 0.
+        self.bring(&mut held, 0..target.units().saturating_add(1))?;
+        self.end(&held, &target);
+        let grown = self.current.grow(|_| Ok(()), || Ok(target));
+        grown.map_err(|stopped| self.stopped(stopped))
+    }
+
+    /// Changes what is held to `target`.
+    pub(super) fn change<E: From<Error>>(
+        &self,
+        target: Plan,
+        announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
+    ) -> core::result::Result<Change, E> {
+        let ticket = self.asked.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let mut held = lock(&self.held);
+        let before = *lock(&self.status);
+        let result = self.change_held(&mut held, ticket, &target, announce);
+        let current = &self.current.snapshot().value;
+        self.end(&held, current);
+        let after = *lock(&self.status);
+        result.map(|ended_early| Change {
+            loaded_bytes: after.loaded_bytes.saturating_sub(before.loaded_bytes),
+            released_bytes: after.released_bytes.saturating_sub(before.released_bytes),
+            ended_early,
+        })
+    }
+
+    /// Whether a later change ended this one.
+    fn change_held<E: From<Error>>(
+        &self,
+        held: &mut Held,
+        ticket: u64,
+        target: &Plan,
+        announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
+    ) -> core::result::Result<bool, E> {
+        self.begin(held, target);
+        let announce = &mut |generation: &Arc<Generation<Plan>>| announce(&Snapshot(Arc::clone(generation)));
+        let current = self.current.snapshot().value.units();
+        let mut reached = target.units().min(current);
+        // Also when nothing is dropped: pages that were touched outside of the plan go.
+        let smaller = self.schedule.first(reached).under(target.budget_bytes());
+        let release = || self.release(held, reached).map_err(E::from);
+        let shrunk = self.current.shrink(smaller, self.options.patience, &mut *announce, release);
+        shrunk.map_err(|stopped| self.stopped(stopped))?;
+        for next in self.slices(reached, target.units()) {
+            if self.asked.load(Ordering::Relaxed) != ticket {
+                return Ok(true);
+            }
+            let plan = self.schedule.first(next).under(target.budget_bytes());
+            let steps = reached.saturating_add(1)..next.saturating_add(1);
+            let bring = || self.bring(held, steps).map_err(E::from).map(|()| plan);
+            if let Err(stopped) = self.current.grow(&mut *announce, bring) {
+                // What was brought in and cannot be read goes.
+                let _ = self.release(held, reached);
+                return Err(self.stopped(stopped));
+            }
+            reached = next;
+        }
+        if reached > current {
+            // Whoever was told may have read compressed segments to decode them.
+            for (held, file) in held.files.iter().zip(&self.files) {
+                sweep(file.source(), &held.pages)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The steps at which a grow from `start` to `end` publishes what it has.
+    fn slices(&self, start: usize, end: usize) -> Vec<usize> {
+        let bytes = |steps| self.schedule.resident_bytes(steps);
+        let slice_bytes = (bytes(end).saturating_sub(bytes(start)) / SLICES).max(SLICE_BYTES);
+        let (mut ends, mut last) = (Vec::new(), bytes(start));
+        for steps in start.saturating_add(1)..=end {
+            if steps == end || bytes(steps.saturating_add(1)).saturating_sub(last) > slice_bytes {
+                ends.push(steps);
+                last = bytes(steps);
+            }
+        }
+        ends
+    }
+
+    /// Brings in the pages of the steps before `steps.end`, and verifies the segments of `steps`.
+    fn bring(&self, held: &mut Held, steps: Range<usize>) -> Result<()> {
+        let until = steps.end.saturating_sub(1);
+        for ((held, file), units) in held.files.iter_mut().zip(&self.files).zip(self.schedule.files()) {
+            let source = file.source();
+            if self.arrived.load(Ordering::Relaxed) == usize::MAX {
+                source.check_open_file()?;
+            }
+            let wanted = units.pages(until, page_bytes());
+            let parts = wanted.minus(&held.pages).parts((source.file_bytes() / PARTS).max(PART_BYTES));
+            let hold = |part: &Range<u64>| {
+                source.hold(part.clone()).map_err(|e| source.error(e))?;
+                self.count(
+                    |status, bytes| {
+                        status.held_bytes = status.held_bytes.saturating_add(bytes);
+                        status.loaded_bytes = status.loaded_bytes.saturating_add(bytes);
+                        status.loading_bytes = status.loading_bytes.saturating_sub(bytes);
+                    },
+                    part,
+                );
+                Ok(part.clone())
+            };
+            let done: Vec<Result<Range<u64>>> = parts.par_iter().map(hold).collect();
+            // Also after an error: what is in memory is known.
+            let mut came = Runs::default();
+            done.iter().flatten().for_each(|part| came.push(part.clone()));
+            held.pages = held.pages.plus(&came);
+            done.into_iter().find_map(core::result::Result::err).map_or(Ok(()), Err)?;
+            if self.options.verify {
+                self.verify(file, &mut held.verified, units.segments(steps.clone()))?;
+                // Hashes of chunk groups and compressed segments were touched, and are not held.
+                sweep(source, &held.pages)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds `segments` of a file against their hashes, those that were not before.
+    fn verify(&self, file: &Model, verified: &mut [bool], segments: impl Iterator<Item = u32>) -> Result<()> {
+        let known = |index: &u32| verified.get(*index as usize).copied().unwrap_or(true);
+        let segments: Vec<_> = segments.filter(|index| !known(index)).collect();
+        let found = segments.par_iter().map(|index| {
+            let Some(segment) = file.archive().segment(*index) else { return Ok(()) };
+            segment.verify()?;
+            let bytes = segment.record().stored_bytes.get();
+            self.count(
+                |status, bytes| status.verified_bytes = status.verified_bytes.saturating_add(bytes),
+                &(0..bytes),
+            );
+            Ok(())
+        });
+        let failed = found.find_first(|result: &cmf_format::Result<()>| result.is_err());
+        failed.unwrap_or(Ok(())).map_err(|e| file.source().error(e))?;
+        for index in segments {
+            if let Some(place) = verified.get_mut(index as usize) {
+                *place = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back all but the pages of the first `steps` steps; of those, none is brought in.
+    fn release(&self, held: &mut Held, steps: usize) -> Result<()> {
+        for ((held, file), units) in held.files.iter_mut().zip(&self.files).zip(self.schedule.files()) {
+            let source = file.source();
+            let kept = units.pages(steps, page_bytes());
+            let gone = held.pages.minus(&kept);
+            held.pages = held.pages.minus(&gone);
+            sweep(source, &held.pages)?;
+            self.count(
+                |status, bytes| {
+                    status.held_bytes = status.held_bytes.saturating_sub(bytes);
+                    status.released_bytes = status.released_bytes.saturating_add(bytes);
+                    status.releasing_bytes = status.releasing_bytes.saturating_sub(bytes);
+                },
+                &(0..gone.bytes()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Says what is going to happen.
+    fn begin(&self, held: &Held, target: &Plan) {
+        let page = page_bytes();
+        let (mut loading, mut releasing) = (0u64, 0u64);
+        for (held, units) in held.files.iter().zip(self.schedule.files()) {
+            let wanted = units.pages(target.units(), page);
+            loading = loading.saturating_add(wanted.minus(&held.pages).bytes());
+            releasing = releasing.saturating_add(held.pages.minus(&wanted).bytes());
+        }
+        let mut status = lock(&self.status);
+        status.budget_bytes = target.budget_bytes();
+        status.wanted_bytes = self.paged_bytes(target.units());
+        (status.loading_bytes, status.releasing_bytes) = (loading, releasing);
+        status.changes = status.changes.saturating_add(1);
+        if status.held_bytes == 0 {
+            status.held_bytes = beside(&self.schedule, target.units());
+        }
+    }
+
+    /// Says how it is now.
+    fn end(&self, held: &Held, plan: &Plan) {
+        let mut status = lock(&self.status);
+        status.units = plan.units();
+        status.resident_bytes = plan.resident_bytes();
+        status.held_bytes = held.page_bytes().saturating_add(beside(&self.schedule, plan.units()));
+        status.wanted_bytes = self.paged_bytes(plan.units());
+        status.loading_bytes = 0;
+        status.releasing_bytes = status.held_bytes.saturating_sub(status.wanted_bytes);
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Status, u64), bytes: &Range<u64>) {
+        add(&mut lock(&self.status), bytes.end.saturating_sub(bytes.start));
+    }
+
+    fn stopped<E: From<Error>>(&self, stopped: Stopped<E>) -> E {
+        match stopped {
+            Stopped::Failed(error) => error,
+            Stopped::Busy => {
+                let problem = "budget: readers still hold units that are to be given back";
+                Error::busy(self.model.path(), problem.into()).into()
+            }
+        }
+    }
+}
+
+/// Gives back all of a file but `kept`.
+fn sweep(source: &FileSource, kept: &Runs) -> Result<()> {
+    let page = page_bytes();
+    let end = source.file_bytes().checked_next_multiple_of(page).unwrap_or(u64::MAX);
+    let gone = Runs::up_to(end).minus(kept);
+    let released = gone.iter().try_for_each(|run| source.release(run.clone()));
+    released.map_err(|e| source.error(e))
+}

@@ -1,0 +1,4 @@
+//! What [`generations`](super::generations) is built of; a test of all schedules puts loom's in its
+//! place.
+
+pub(crate) use std::sync::{Arc, Condvar, Mutex, RwLock};
