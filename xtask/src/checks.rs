@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
-use crate::python;
+use crate::{gpu, python};
 
 /// The fuzz crate is a workspace of its own, which `--workspace` does not reach.
 pub(crate) const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
@@ -60,14 +60,19 @@ pub(crate) fn doc(root: &Path) -> Result<()> {
 
 /// Unit, integration and documentation tests of the whole workspace.
 pub(crate) fn cargo_test(root: &Path) -> Result<()> {
-    Cmd::cargo(root).args(["test", "--locked", "--workspace"]).run()
+    workspace_test(root).run()
+}
+
+fn workspace_test(root: &Path) -> Cmd {
+    Cmd::cargo(root).args(["test", "--locked", "--workspace"])
 }
 
 /// The Rust half of the tests: all of them, then those of the encoders again as users run encoders.
 /// What the compiler makes of their loops differs between profiles, and once was wrong in one alone.
 /// The release build shares its dependencies with that of `cmf`, which the Python half needs.
 pub(crate) fn rust_test(root: &Path) -> Result<()> {
-    cargo_test(root)?;
+    let required = if gpu::provide(root)? { "1" } else { "0" };
+    workspace_test(root).env("CMF_REQUIRE_GPU", required).run()?;
     Cmd::cargo(root).args(["test", "--locked", "--release", "-p", "cmf-converters", "--lib"]).run()
 }
 

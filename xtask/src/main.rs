@@ -9,6 +9,7 @@ mod demo;
 mod deny;
 mod docs;
 mod fuzz;
+mod gpu;
 mod msrv;
 mod python;
 mod sample;

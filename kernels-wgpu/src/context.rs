@@ -1,0 +1,143 @@
+//! A device of one's own, for programs that have none.
+
+use crate::device::{ready, scoped};
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use std::sync::{Arc, OnceLock};
+
+/// A device, its queue, and kernels on it.
+#[derive(Debug)]
+pub struct Context {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    kernels: Kernels,
+    lost: Arc<OnceLock<String>>,
+}
+
+impl Context {
+    /// Opens the adapter that wgpu prefers, with WebGPU's default limits and no features: what these
+    /// kernels need is there on any adapter.
+    ///
+    /// # Errors
+    /// `Device` when there is no adapter, or none that gives a device.
+    pub fn new() -> Result<Self> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = ready(instance.request_adapter(&wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        }))?
+        .map_err(|e| Error::device(format!("no adapter: {e}")))?;
+        Self::with_adapter(&adapter)
+    }
+
+    /// Opens `adapter` as [`Context::new`] does.
+    ///
+    /// # Errors
+    /// `Device` when the adapter gives no device.
+    pub fn with_adapter(adapter: &wgpu::Adapter) -> Result<Self> {
+        let opened = ready(
+            adapter.request_device(&wgpu::DeviceDescriptor { label: Some("cmf"), ..Default::default() }),
+        )?;
+        let (device, queue) = opened.map_err(Error::device)?;
+        let lost = Arc::new(OnceLock::new());
+        let tell = Arc::clone(&lost);
+        device.set_device_lost_callback(move |reason, message| {
+            let _ = tell.set(format!("{reason:?}: {message}"));
+        });
+        Ok(Self { kernels: Kernels::new(&device)?, device, queue, lost })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// Kernels on it.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Records into a compute pass and submits it.
+    ///
+    /// # Errors
+    /// `Device` for a lost device or what it finds invalid, and what `record` gives.
+    pub fn submit<T>(&self, record: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<T>) -> Result<T> {
+        self.check()?;
+        scoped(&self.device, || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let recorded = {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                record(&mut pass)?
+            };
+            self.queue.submit([encoder.finish()]);
+            Ok(recorded)
+        })?
+    }
+
+    /// A buffer of `values` that kernels read.
+    ///
+    /// # Errors
+    /// `Device` for a lost device and one without the memory.
+    pub fn upload(&self, values: &[f32]) -> Result<wgpu::Buffer> {
+        let buffer = self.buffer(values.len())?;
+        scoped(&self.device, || self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values)))?;
+        Ok(buffer)
+    }
+
+    /// A buffer of `elements` f32 that kernels read and write.
+    ///
+    /// # Errors
+    /// As [`Context::upload`].
+    pub fn buffer(&self, elements: usize) -> Result<wgpu::Buffer> {
+        self.check()?;
+        self.kernels.storage(elements as u64 * 4, wgpu::BufferUsages::COPY_SRC)
+    }
+
+    /// The first `elements` f32 of a buffer, once all that was submitted is done.
+    ///
+    /// # Errors
+    /// `Device` for a lost device.
+    pub fn download(&self, buffer: &wgpu::Buffer, elements: usize) -> Result<Vec<f32>> {
+        self.check()?;
+        let bytes = (elements as u64 * 4).min(buffer.size());
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        scoped(&self.device, || {
+            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("cmf download"),
+                size: bytes,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+            self.queue.submit([encoder.finish()]);
+            staging.slice(..).map_async(wgpu::MapMode::Read, |_| ());
+            self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(Error::device)?;
+            let mapped = staging.slice(..).get_mapped_range().map_err(Error::device)?;
+            Ok(bytemuck::pod_collect_to_vec(&mapped))
+        })?
+    }
+
+    /// Waits until all that was submitted is done.
+    ///
+    /// # Errors
+    /// `Device` for a lost device.
+    pub fn wait(&self) -> Result<()> {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(Error::device)?;
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.lost.get() {
+            None => Ok(()),
+            Some(reason) => Err(Error::device(format!("the device is lost: {reason}"))),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Pipelines of a device, compiled when they are first used, and how they are dispatched.
+
+use crate::device::scoped;
+use crate::error::{Error, Result};
+use crate::packed::Numbers;
+use crate::template::compose;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most workgroups along a dimension.
+pub(crate) const GROUPS_MAX: u32 = 65535;
+
+/// How kernels are laid out on an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Threads that share the columns of a row in a multiplication: 1, or 2 to 64. A processor that
+    /// runs shaders wants 1, a GPU as many as it has lanes.
+    pub lanes: u32,
+    /// Threads of a workgroup of those that share nothing.
+    pub width: u32,
+}
+
+impl Tuning {
+    /// What suits an adapter of this kind.
+    pub fn for_adapter(info: &wgpu::AdapterInfo) -> Self {
+        match info.device_type {
+            wgpu::DeviceType::Cpu => Self { lanes: 1, width: 16 },
+            _ => Self { lanes: 64, width: 64 },
+        }
+    }
+}
+
+/// A permutation of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Permutation {
+    pub(crate) kernel: &'static str,
+    pub(crate) numbers: Numbers,
+}
+
+impl Permutation {
+    /// The number called `name`, 0 if there is none.
+    pub(crate) fn number(&self, name: &str) -> i64 {
+        self.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, value)| *value)
+    }
+
+    /// Whether each storage binding is written, from binding 1 on.
+    pub(crate) fn bindings(&self) -> Vec<bool> {
+        match self.kernel {
+            "transform" => vec![false, true, false, false, false],
+            "butterfly" | "fill" => vec![true],
+            "outer" => vec![false, false, true, false],
+            _ => {
+                let terms = usize::try_from(self.number("TERMS")).unwrap_or(0);
+                let mut all = vec![false, true];
+                all.resize(2 + 2 * terms, false);
+                all
+            }
+        }
+    }
+
+    /// The WGSL.
+    pub(crate) fn source(&self) -> Result<String> {
+        compose(self.kernel, &self.numbers)
+    }
+}
+
+/// Part of a buffer that a kernel sees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound<'b> {
+    pub(crate) buffer: &'b wgpu::Buffer,
+    /// A multiple of the device's alignment.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+impl<'b> Bound<'b> {
+    pub(crate) fn all(buffer: &'b wgpu::Buffer) -> Self {
+        Self { buffer, offset: 0, bytes: buffer.size() }
+    }
+}
+
+#[derive(Debug)]
+struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// The kernels on a device. Each pipeline is compiled at its first use and kept.
+#[derive(Debug)]
+pub struct Kernels {
+    device: wgpu::Device,
+    limits: wgpu::Limits,
+    tuning: Tuning,
+    pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
+    /// Bound where a kernel reads nothing.
+    nothing: wgpu::Buffer,
+}
+
+impl Kernels {
+    /// Kernels on `device`, tuned for its adapter. Nothing is compiled yet.
+    ///
+    /// # Errors
+    /// `Device` when the device is lost.
+    pub fn new(device: &wgpu::Device) -> Result<Self> {
+        Self::with_tuning(device, Tuning::for_adapter(&device.adapter_info()))
+    }
+
+    /// Kernels on `device` with a stated layout.
+    ///
+    /// # Errors
+    /// `Argument` for more than 64 lanes or 256 threads, or none; `Device` when the device is lost.
+    pub fn with_tuning(device: &wgpu::Device, tuning: Tuning) -> Result<Self> {
+        if !(1..=64).contains(&tuning.lanes) || !(1..=256).contains(&tuning.width) {
+            return Err(Error::argument(format!("{tuning:?}")));
+        }
+        let nothing = scoped(device, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("cmf nothing"),
+                size: 256,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        })?;
+        Ok(Self {
+            limits: device.limits(),
+            device: device.clone(),
+            tuning,
+            pipelines: Mutex::default(),
+            nothing,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// How kernels are laid out.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
+    }
+
+    /// Pipelines that are compiled.
+    pub fn compiled(&self) -> usize {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub(crate) fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    pub(crate) fn nothing(&self) -> Bound<'_> {
+        Bound::all(&self.nothing)
+    }
+
+    /// A storage buffer, zeroed.
+    pub(crate) fn storage(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let size = bytes.max(4).next_multiple_of(4);
+        if size > self.limits.max_buffer_size {
+            return Err(Error::limit(format!("a buffer of {size} bytes")));
+        }
+        scoped(&self.device, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("cmf"),
+                size,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | usage,
+                mapped_at_creation: false,
+            })
+        })
+    }
+
+    /// The part of `buffer` from element `at` on, `elements` long, and where in it the first is.
+    pub(crate) fn bind<'b>(
+        &self,
+        buffer: &'b wgpu::Buffer,
+        offset_bytes: u64,
+        elements: u64,
+    ) -> Result<(Bound<'b>, u32)> {
+        let alignment = u64::from(self.limits.min_storage_buffer_offset_alignment.max(4));
+        if !offset_bytes.is_multiple_of(4) {
+            return Err(Error::argument(format!("offset {offset_bytes} is no multiple of 4")));
+        }
+        let start = offset_bytes / alignment * alignment;
+        let end = elements.checked_mul(4).and_then(|n| n.checked_add(offset_bytes));
+        match end {
+            Some(end) if end <= buffer.size() && elements > 0 => {
+                let bound = Bound { buffer, offset: start, bytes: end - start };
+                Ok((bound, ((offset_bytes - start) / 4) as u32))
+            }
+            _ => Err(Error::argument(format!(
+                "{elements} values from byte {offset_bytes} of a buffer of {}",
+                buffer.size()
+            ))),
+        }
+    }
+
+    fn pipeline(&self, permutation: Permutation) -> Result<Arc<Pipeline>> {
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = pipelines.get(&permutation) {
+            return Ok(Arc::clone(found));
+        }
+        let source = permutation.source()?;
+        let compiled = Arc::new(scoped(&self.device, || self.compile(&permutation, source))?);
+        pipelines.insert(permutation, Arc::clone(&compiled));
+        Ok(compiled)
+    }
+
+    fn compile(&self, permutation: &Permutation, source: String) -> Pipeline {
+        let entry = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
+        for (i, written) in permutation.bindings().into_iter().enumerate() {
+            entries.push(entry(i + 1, wgpu::BufferBindingType::Storage { read_only: !written }));
+        }
+        let label = Some(permutation.kernel);
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label,
+                bind_group_layouts: &[Some(&layout)],
+                ..Default::default()
+            })),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
+    }
+
+    /// Records a dispatch. `bindings` are those from binding 1 on.
+    pub(crate) fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        permutation: Permutation,
+        params: &[u8],
+        bindings: &[Bound<'_>],
+        groups: [u32; 3],
+    ) -> Result<()> {
+        if groups.iter().any(|n| *n > self.limits.max_compute_workgroups_per_dimension) {
+            return Err(Error::limit(format!("{groups:?} workgroups")));
+        }
+        if let Some(large) = bindings.iter().find(|b| b.bytes > self.limits.max_storage_buffer_binding_size) {
+            return Err(Error::limit(format!("a binding of {} bytes", large.bytes)));
+        }
+        let pipeline = self.pipeline(permutation)?;
+        scoped(&self.device, || {
+            let uniform = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("cmf params"),
+                size: (params.len() as u64).next_multiple_of(16),
+                usage: wgpu::BufferUsages::UNIFORM,
+                mapped_at_creation: true,
+            });
+            let mapped = uniform.slice(..).get_mapped_range_mut();
+            mapped.map_err(Error::device)?.slice(..params.len()).copy_from_slice(params);
+            uniform.unmap();
+            let mut entries =
+                vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+            entries.extend(bindings.iter().enumerate().map(|(i, bound)| wgpu::BindGroupEntry {
+                binding: i as u32 + 1,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: bound.buffer,
+                    offset: bound.offset,
+                    size: core::num::NonZeroU64::new(bound.bytes),
+                }),
+            }));
+            let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &bind_group, &[]);
+            pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+            Ok(())
+        })?
+    }
+}

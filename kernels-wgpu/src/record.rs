@@ -1,0 +1,506 @@
+//! Dispatches of a matrix: products, rows of its sum, rows of the matrix.
+
+use crate::error::{Error, Result, product};
+use crate::kernels::{Bound, GROUPS_MAX, Kernels, Permutation};
+use crate::matrix::{GpuMatrix, Held, LowRank, Node};
+use crate::packed::Reader;
+use crate::params::{FillParams, OuterParams, Params, TermParams};
+use crate::transforms::{Activations, Rows};
+use crate::workspace::{Scratch, Workspace};
+use core::ops::Range;
+
+/// Rows of a thread's tile.
+const TILE_ROWS: u32 = 8;
+/// Terms of a dispatch: what eight storage buffers hold beside input and output.
+const TERMS: usize = 3;
+/// Threads of a workgroup of kernels that are not tuned.
+const WIDTH: u32 = 64;
+
+/// Terms that are read in one dispatch.
+enum Batch<'m> {
+    Nodes(Vec<&'m Node>),
+    LowRank(&'m LowRank),
+}
+
+/// Which rows are decoded.
+#[derive(Clone, Copy, Debug)]
+pub enum Picked<'b> {
+    /// These many from this one on.
+    Range {
+        /// The first.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Those that u32 values of a buffer name. A number that is no row gives zeros.
+    Ids {
+        /// The buffer; `STORAGE` usage.
+        buffer: &'b wgpu::Buffer,
+        /// Where the first number is, a multiple of 4.
+        offset_bytes: u64,
+        /// How many.
+        count: u32,
+    },
+}
+
+impl Picked<'_> {
+    fn count(&self) -> u32 {
+        match self {
+            Picked::Range { count, .. } | Picked::Ids { count, .. } => *count,
+        }
+    }
+}
+
+/// Rows that are written.
+#[derive(Clone, Copy)]
+struct Output<'b> {
+    bound: Bound<'b>,
+    at: u32,
+    stride: u32,
+}
+
+impl Kernels {
+    /// Writes the products of `activations` with the matrix: `y` has a row of outputs for each.
+    ///
+    /// # Errors
+    /// `Argument` when the activations have another length or `y` does not hold the products,
+    /// `Unsupported` for a `sparse` term that replaces, `Limit`, `Device`.
+    pub fn multiply(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        matrix: &GpuMatrix,
+        activations: &Activations,
+        y: Rows<'_>,
+    ) -> Result<()> {
+        if activations.size != matrix.cols() {
+            let (found, inputs) = (activations.size, matrix.cols());
+            return Err(Error::argument(format!("activations of {found} values for {inputs} inputs")));
+        }
+        if matrix.output().is_identity() {
+            return self.multiply_sum(pass, workspace, matrix, activations, y);
+        }
+        let elements = product("sums", &[matrix.rows().into(), activations.batch.into()])?;
+        let sums = workspace.get(self, Scratch::Sum, elements.into())?;
+        self.multiply_sum(pass, workspace, matrix, activations, Rows::of(&sums, matrix.rows()))?;
+        self.transform_rows(pass, workspace, matrix.output(), &sums, activations.batch, y)
+    }
+
+    fn multiply_sum(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        matrix: &GpuMatrix,
+        activations: &Activations,
+        y: Rows<'_>,
+    ) -> Result<()> {
+        let (bound, at) = y.bind(self, activations.batch, matrix.rows())?;
+        let output = Output { bound, at, stride: y.stride };
+        let batches = batches(matrix);
+        let mut written = Written::new(&batches, matrix.rows(), None);
+        if written.fills {
+            self.fill(pass, matrix.rows(), activations.batch, output)?;
+        }
+        for batch in &batches {
+            match batch {
+                Batch::Nodes(nodes) => {
+                    let Some(first) = nodes.first() else { continue };
+                    let accumulates = written.again(first.first_row, first.rows);
+                    self.multiply_nodes(pass, nodes, activations, output, accumulates)?;
+                }
+                Batch::LowRank(low) => {
+                    let accumulates = written.again(low.first_row, low.rows);
+                    self.multiply_low_rank(pass, workspace, low, activations, output, accumulates)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn multiply_low_rank(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        low: &LowRank,
+        activations: &Activations,
+        output: Output<'_>,
+        accumulates: bool,
+    ) -> Result<()> {
+        let batch = activations.batch;
+        let inner = workspace.get(self, Scratch::Inner, u64::from(batch) * u64::from(low.rank))?;
+        let plain = Output { bound: Bound::all(&inner), at: 0, stride: low.rank };
+        for node in &low.b {
+            self.multiply_nodes(pass, &[node], activations, plain, false)?;
+        }
+        let elements = u64::from(low.rank.saturating_add(31)) * u64::from(batch.saturating_add(7));
+        let mut tiles = Some(workspace.get(self, Scratch::InnerTiles, elements)?);
+        let between = Activations::shaped(self, &mut tiles, batch, low.rank)?;
+        self.lay_out(pass, workspace, &inner, &between)?;
+        for node in &low.a {
+            self.multiply_nodes(pass, &[node], &between, output, accumulates)?;
+        }
+        Ok(())
+    }
+
+    fn multiply_nodes(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        nodes: &[&Node],
+        activations: &Activations,
+        output: Output<'_>,
+        accumulates: bool,
+    ) -> Result<()> {
+        let Some(node) = nodes.first() else { return Ok(()) };
+        let (m, batch) = (activations.tile, activations.batch);
+        let mut params = Params {
+            accumulates: u32::from(accumulates),
+            batch,
+            out_at: output.at,
+            out_stride: output.stride,
+            x_tile: product("tile", &[activations.padded.into(), m.into()])? / 4,
+            ..params(node)
+        };
+        if node.reader != Reader::Quads {
+            if node.reader == (Reader::Sparse { replaces: true }) {
+                return Err(Error::unsupported("a product with a sparse term that replaces"));
+            }
+            let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
+            let groups = [node.rows.div_ceil(WIDTH), batch, 1];
+            let permutation = permutation("sparse", node, 1, &numbers);
+            let first = [Bound::all(activations.held()?), output.bound];
+            return self.dispatch_terms(pass, permutation, &mut params, nodes, &first, groups);
+        }
+        let tuning = self.tuning();
+        let width = if tuning.lanes > 1 { tuning.lanes } else { tuning.width };
+        let numbers = [
+            ("R", TILE_ROWS.into()),
+            ("M", m.into()),
+            ("PARTS", i64::from(m.div_ceil(4))),
+            ("LANES", tuning.lanes.into()),
+            ("WIDTH", width.into()),
+        ];
+        let tiles = node.rows.div_ceil(TILE_ROWS);
+        let across = if tuning.lanes > 1 { tiles } else { tiles.div_ceil(width) };
+        let (x, z) = (across.min(GROUPS_MAX), across.div_ceil(GROUPS_MAX));
+        let terms = if nodes.len() > 1 { TERMS } else { 1 };
+        let permutation = permutation("multiply", node, terms, &numbers);
+        let first = [Bound::all(activations.held()?), output.bound];
+        self.dispatch_terms(pass, permutation, &mut params, nodes, &first, [x, batch.div_ceil(m), z])
+    }
+
+    /// Decodes rows of the sum of the terms, without the transforms around it.
+    ///
+    /// # Errors
+    /// `Argument` when the matrix does not have these rows or `out` does not hold them, `Limit`,
+    /// `Device`.
+    pub fn decode_sum(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        matrix: &GpuMatrix,
+        picked: Picked<'_>,
+        out: Rows<'_>,
+    ) -> Result<()> {
+        let count = picked.count();
+        let (ids, ids_at, gathers) = match picked {
+            Picked::Range { first, count } => {
+                if u64::from(first) + u64::from(count) > matrix.rows().into() {
+                    return Err(Error::argument(format!("rows {first} and on, {count} of them")));
+                }
+                (self.nothing(), first, false)
+            }
+            Picked::Ids { buffer, offset_bytes, count } => {
+                let (bound, at) = self.bind(buffer, offset_bytes, count.into())?;
+                (bound, at, true)
+            }
+        };
+        let (bound, at) = out.bind(self, count, matrix.cols())?;
+        let output = Output { bound, at, stride: out.stride };
+        let batches = batches(matrix);
+        let mut written = Written::new(&batches, matrix.rows(), Some(matrix.cols()));
+        // A number that is no row is written by no term.
+        if written.fills || gathers {
+            self.fill(pass, matrix.cols(), count, output)?;
+        }
+        for batch in &batches {
+            let (first_row, rows) = match batch {
+                Batch::Nodes(nodes) => nodes.first().map_or((0, 0), |n| (n.first_row, n.rows)),
+                Batch::LowRank(low) => (low.first_row, low.rows),
+            };
+            let accumulates = written.again(first_row, rows);
+            match batch {
+                Batch::Nodes(nodes) => {
+                    self.decode_nodes(pass, nodes, (ids, ids_at, gathers), count, output, accumulates)?;
+                }
+                Batch::LowRank(low) => {
+                    let ids = (ids, ids_at, gathers);
+                    self.decode_low_rank(pass, workspace, low, ids, count, output, accumulates)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_nodes(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        nodes: &[&Node],
+        ids: (Bound<'_>, u32, bool),
+        count: u32,
+        output: Output<'_>,
+        accumulates: bool,
+    ) -> Result<()> {
+        let Some(node) = nodes.first() else { return Ok(()) };
+        let (ids, ids_at, gathers) = ids;
+        let mut params = Params {
+            accumulates: u32::from(accumulates),
+            batch: count,
+            out_at: output.at,
+            out_stride: output.stride,
+            ids_at,
+            gathers: gathers.into(),
+            ..params(node)
+        };
+        let first = [ids, output.bound];
+        if node.reader != Reader::Quads {
+            let numbers = [("MULTIPLY", 0), ("M", 1), ("WIDTH", WIDTH.into())];
+            let permutation = permutation("sparse", node, 1, &numbers);
+            return self.dispatch_terms(
+                pass,
+                permutation,
+                &mut params,
+                nodes,
+                &first,
+                [count.div_ceil(WIDTH), 1, 1],
+            );
+        }
+        let terms = if nodes.len() > 1 { TERMS } else { 1 };
+        let permutation = permutation("decode", node, terms, &[("R", 1), ("WIDTH", WIDTH.into())]);
+        let groups = [node.steps.div_ceil(WIDTH), count.min(GROUPS_MAX), count.div_ceil(GROUPS_MAX)];
+        self.dispatch_terms(pass, permutation, &mut params, nodes, &first, groups)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a source, a target and what is between")]
+    fn decode_low_rank(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        low: &LowRank,
+        ids: (Bound<'_>, u32, bool),
+        count: u32,
+        output: Output<'_>,
+        accumulates: bool,
+    ) -> Result<()> {
+        let rank = u64::from(low.rank);
+        product("factor", &[rank, low.cols.into()])?;
+        product("factor", &[rank, count.into()])?;
+        let b = workspace.get(self, Scratch::Factor, rank * u64::from(low.cols))?;
+        let a = workspace.get(self, Scratch::Inner, rank * u64::from(count))?;
+        let b_out = Output { bound: Bound::all(&b), at: 0, stride: low.cols };
+        for node in &low.b {
+            let at = Output { at: node.first_row * low.cols, ..b_out };
+            let shifted = (self.nothing(), node.first_row, false);
+            let node = [node];
+            // The factor's columns are those of the term.
+            self.decode_factor(pass, &node, shifted, at)?;
+        }
+        for node in &low.a {
+            let a_out = Output { bound: Bound::all(&a), at: 0, stride: low.rank };
+            self.decode_nodes(pass, &[node], ids, count, a_out, false)?;
+        }
+        let params = OuterParams {
+            cols: low.cols,
+            rank: low.rank,
+            batch: count,
+            out_at: output.at + low.first_col,
+            out_stride: output.stride,
+            accumulates: u32::from(accumulates),
+            first_row: low.first_row,
+            rows: low.rows,
+            ids_at: ids.1,
+            gathers: u32::from(ids.2),
+        };
+        let permutation = Permutation { kernel: "outer", numbers: vec![("WIDTH", WIDTH.into())] };
+        let bindings = [Bound::all(&a), Bound::all(&b), output.bound, ids.0];
+        let groups = [low.cols.div_ceil(WIDTH), count.min(GROUPS_MAX), count.div_ceil(GROUPS_MAX)];
+        self.dispatch(pass, permutation, bytemuck::bytes_of(&params), &bindings, groups)
+    }
+
+    /// All rows of a factor, whose first column is the first of `output`.
+    fn decode_factor(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        nodes: &[&Node; 1],
+        ids: (Bound<'_>, u32, bool),
+        output: Output<'_>,
+    ) -> Result<()> {
+        let [node] = nodes;
+        if node.reader != Reader::Quads {
+            return Err(Error::unsupported("a sparse factor"));
+        }
+        let mut params = Params {
+            batch: node.rows,
+            out_at: output.at,
+            out_stride: output.stride,
+            ids_at: ids.1,
+            first_col: 0,
+            ..params(node)
+        };
+        let numbers = [("R", 1), ("WIDTH", WIDTH.into())];
+        let permutation = permutation("decode", node, 1, &numbers);
+        let groups = [node.steps.div_ceil(WIDTH), node.rows.min(GROUPS_MAX), node.rows.div_ceil(GROUPS_MAX)];
+        self.dispatch_terms(pass, permutation, &mut params, &nodes[..], &[ids.0, output.bound], groups)
+    }
+
+    fn dispatch_terms(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        permutation: Permutation,
+        params: &mut Params,
+        nodes: &[&Node],
+        first: &[Bound<'_>],
+        groups: [u32; 3],
+    ) -> Result<()> {
+        let terms = usize::try_from(permutation.number("TERMS")).unwrap_or(1);
+        let levels = usize::try_from(permutation.number("LEVELS")).unwrap_or(1);
+        params.terms_held = (1 << nodes.len()) - 1;
+        let mut records = vec![TermParams::default(); terms * levels];
+        let mut bindings = first.to_vec();
+        for (i, node) in nodes.iter().enumerate() {
+            if let Some(record) = records.get_mut(i) {
+                *record = node.term;
+            }
+            if let (Some(under), Some(record)) = (node.under, records.get_mut(terms * (levels - 1) + i)) {
+                *record = under;
+            }
+            bindings.push(Bound { buffer: &node.buffer, offset: 0, bytes: node.code_bytes });
+            bindings.push(Bound { buffer: &node.buffer, offset: node.side_at, bytes: node.side_bytes });
+        }
+        bindings.resize(first.len() + 2 * terms, self.nothing());
+        let mut bytes = bytemuck::bytes_of(params).to_vec();
+        bytes.extend_from_slice(bytemuck::cast_slice(&records));
+        self.dispatch(pass, permutation, &bytes, &bindings, groups)
+    }
+
+    fn fill(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        count: u32,
+        batch: u32,
+        output: Output<'_>,
+    ) -> Result<()> {
+        let params = FillParams { count, batch, at: output.at, stride: output.stride };
+        let permutation = Permutation { kernel: "fill", numbers: vec![("WIDTH", WIDTH.into())] };
+        let groups = [count.div_ceil(WIDTH), batch, 1];
+        self.dispatch(pass, permutation, bytemuck::bytes_of(&params), &[output.bound], groups)
+    }
+}
+
+fn params(node: &Node) -> Params {
+    Params {
+        rows: node.rows,
+        cols: node.cols,
+        first_row: node.first_row,
+        first_col: node.first_col,
+        steps: node.steps,
+        ..Params::default()
+    }
+}
+
+fn permutation(
+    kernel: &'static str,
+    node: &Node,
+    terms: usize,
+    numbers: &[(&'static str, i64)],
+) -> Permutation {
+    let mut all = node.numbers.clone();
+    all.push(("TERMS", terms as i64));
+    all.extend(numbers);
+    let mut permutation = Permutation { kernel, numbers: all };
+    let (state, step) = (permutation.number("STATE"), permutation.number("STEP"));
+    if state > 0 && step > 0 {
+        // Rows whose windows one word holds.
+        let tile = permutation.number("R");
+        let split = if (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
+        permutation.numbers.extend([("SPLIT", split), ("SPLITS", tile / split.max(1))]);
+    }
+    permutation
+}
+
+/// What of the result is there already.
+struct Written {
+    /// Whether all is zeroed first, so that every term adds.
+    fills: bool,
+    rows: Vec<Range<u32>>,
+}
+
+impl Written {
+    /// Whether terms that share rows have the same ones, and leave none out.
+    fn new(batches: &[Batch<'_>], rows: u32, cols: Option<u32>) -> Self {
+        let mut seen: Vec<Range<u32>> = Vec::new();
+        let mut fills = false;
+        for batch in batches {
+            let (own, width, adds) = match batch {
+                Batch::Nodes(nodes) => match nodes.first() {
+                    Some(n) => (n.first_row..n.first_row + n.rows, n.cols, n.reader != Reader::Quads),
+                    None => continue,
+                },
+                Batch::LowRank(low) => (low.first_row..low.first_row + low.rows, low.cols, false),
+            };
+            let same = seen.contains(&own);
+            let apart = seen.iter().all(|s| s.end <= own.start || own.end <= s.start);
+            fills |= !same && (!apart || adds || cols.is_some_and(|cols| width < cols));
+            if !same {
+                seen.push(own);
+            }
+        }
+        let covered: u64 = seen.iter().map(|s| u64::from(s.end - s.start)).sum();
+        fills |= covered < u64::from(rows);
+        Self { fills, rows: Vec::new() }
+    }
+
+    /// Whether these rows have been written, which they are now.
+    fn again(&mut self, first_row: u32, rows: u32) -> bool {
+        let own = first_row..first_row.saturating_add(rows);
+        let again = self.fills || self.rows.contains(&own);
+        if !again {
+            self.rows.push(own);
+        }
+        again
+    }
+}
+
+/// Terms in as few dispatches as can be. Terms of other rows may be summed in any order.
+fn batches(matrix: &GpuMatrix) -> Vec<Batch<'_>> {
+    let mut terms: Vec<&Held> = matrix.terms().collect();
+    let ordered = terms.iter().all(|a| {
+        terms
+            .iter()
+            .all(|b| a.rows() == b.rows() || a.rows().end <= b.rows().start || b.rows().end <= a.rows().start)
+    });
+    if ordered {
+        terms.sort_by_key(|term| term.rows().start);
+    }
+    let mut batches: Vec<Batch<'_>> = Vec::new();
+    for term in terms {
+        match term {
+            Held::LowRank(low) => batches.push(Batch::LowRank(low)),
+            Held::Node(node) => {
+                if let Some(Batch::Nodes(nodes)) = batches.last_mut()
+                    && nodes.len() < TERMS
+                    && nodes.first().is_some_and(|first| joins(first, node))
+                {
+                    nodes.push(node);
+                } else {
+                    batches.push(Batch::Nodes(vec![node]));
+                }
+            }
+        }
+    }
+    batches
+}
+
+fn joins(a: &Node, b: &Node) -> bool {
+    let region = |n: &Node| (n.first_row, n.first_col, n.rows, n.cols);
+    a.reader == Reader::Quads && region(a) == region(b) && a.numbers == b.numbers
+}

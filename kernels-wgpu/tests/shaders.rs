@@ -1,0 +1,111 @@
+//! Every permutation of `wgsl/permutations.toml` is valid WGSL, and none asks for more than WebGPU
+//! promises: no GPU is needed.
+
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+type TestResult = Result<(), Box<dyn std::error::Error>>;
+type Numbers = BTreeMap<String, i64>;
+
+/// Numbers of a table, each with each other one.
+fn product(table: &Table, base: &[Numbers]) -> Vec<Numbers> {
+    let mut all = base.to_vec();
+    for (name, value) in table {
+        let values: Vec<i64> = match value {
+            Value::Integer(n) => vec![*n],
+            Value::Array(list) => list.iter().filter_map(Value::as_integer).collect(),
+            _ => continue,
+        };
+        let with = |numbers: &Numbers| {
+            let name = name.clone();
+            let numbers = numbers.clone();
+            values.clone().into_iter().map(move |value| {
+                let mut numbers = numbers.clone();
+                numbers.insert(name.clone(), value);
+                numbers
+            })
+        };
+        all = all.iter().flat_map(with).collect();
+    }
+    all
+}
+
+fn check(kernel: &str, numbers: &Numbers) -> TestResult {
+    let mut numbers = numbers.clone();
+    if let (Some(bits), false) = (numbers.get("STATE").or(numbers.get("BITS")), numbers.contains_key("MASK"))
+    {
+        numbers.insert("MASK".into(), (1 << bits) - 1);
+    }
+    let lower = numbers.get("LOWER_BITS").map(|bits| (1 << bits) - 1);
+    numbers.extend(lower.map(|mask| ("LOWER_MASK".to_owned(), mask)));
+    if let (Some(state), Some(step), Some(tile)) =
+        (numbers.get("STATE"), numbers.get("STEP"), numbers.get("R").copied())
+    {
+        let split = if (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
+        numbers.insert("SPLITS".into(), tile / split);
+        numbers.insert("SPLIT".into(), split);
+    }
+    let list: Vec<(&str, i64)> = numbers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let source = cmf_kernels_wgpu::wgsl(kernel, &list).map_err(|e| format!("{kernel} {list:?}: {e}"))?;
+    let module = naga::front::wgsl::parse_str(&source)
+        .map_err(|e| format!("{kernel} {list:?}: {}", e.emit_to_string(&source)))?;
+    let flags = naga::valid::ValidationFlags::all();
+    let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+        .validate(&module);
+    info.map_err(|e| format!("{kernel} {list:?}: {}", e.emit_to_string(&source)))?;
+    let entry = module.entry_points.first().ok_or("no entry point")?;
+    assert!(entry.workgroup_size.iter().product::<u32>() <= 256, "{kernel}: invocations");
+    let mut shared = 0;
+    let mut storage = 0;
+    for (_, variable) in module.global_variables.iter() {
+        match variable.space {
+            naga::AddressSpace::WorkGroup => {
+                shared += module.types[variable.ty].inner.size(module.to_ctx());
+            }
+            naga::AddressSpace::Storage { .. } => storage += 1,
+            _ => {}
+        }
+    }
+    assert!(shared <= 16384, "{kernel}: {shared} bytes of workgroup memory");
+    assert!(storage <= 8, "{kernel}: {storage} storage buffers");
+    Ok(())
+}
+
+#[test]
+fn permutations_are_valid() -> TestResult {
+    let file: Table = include_str!("../wgsl/permutations.toml").parse()?;
+    let table = |value: Option<&Value>| value.and_then(Value::as_table).cloned().unwrap_or_default();
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let defaults = table(file.get("defaults"));
+    let mut checked = 0;
+    for set in list(file.get("set")) {
+        let set = table(Some(&set));
+        let encoding = set.get("encoding").and_then(Value::as_str).ok_or("no encoding")?;
+        let encoding =
+            cmf_kernels_wgpu::ENCODINGS.iter().position(|e| *e == encoding).ok_or("which encoding")?;
+        let mut all = defaults.clone();
+        all.extend(set);
+        all.insert("ENCODING".into(), Value::Integer(encoding as i64));
+        for (kernel, form) in table(file.get("kernels")) {
+            for shape in list(form.as_table().and_then(|f| f.get("shapes"))) {
+                for numbers in product(&all, &product(&table(Some(&shape)), &[Numbers::new()])) {
+                    check(&kernel, &numbers)?;
+                    checked += 1;
+                }
+            }
+        }
+    }
+    for alone in list(file.get("alone")) {
+        let alone = table(Some(&alone));
+        let kernel = alone.get("kernel").and_then(Value::as_str).ok_or("no kernel")?;
+        for numbers in product(&alone, &[Numbers::from([("ZERO".into(), 0), ("SHIFT".into(), 1)])]) {
+            check(
+                kernel,
+                &Numbers::from_iter(numbers.into_iter().chain([("LEVELS".into(), 1), ("VEC".into(), 0)])),
+            )?;
+            checked += 1;
+        }
+    }
+    assert!(checked > 150, "{checked} permutations");
+    Ok(())
+}

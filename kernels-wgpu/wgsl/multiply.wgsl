@@ -1,0 +1,138 @@
+// y (+)= x Sᵀ for the sum S of some terms. A thread has R rows and M activations; LANES threads share
+// the columns, and each row has WIDTH / LANES neighbours in a workgroup.
+// FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
+#import params
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+#import numbers
+#import ENCODING
+#if LANES > 1
+var<workgroup> shared_sums: array<f32, ${LANES * R * M}>;
+#end
+
+@compute @workgroup_size(${WIDTH})
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+#if LANES > 1
+  let lane = thread;
+  let row0 = (group.x + group.z * 65535u) * ${R}u;
+#else
+  let lane = 0u;
+  let row0 = ((group.x + group.z * 65535u) * ${WIDTH}u + thread) * ${R}u;
+#end
+  if row0 >= p.rows { return; }
+  let tile = group.y * p.x_tile;
+#for r in 0..R
+#for h in 0..PARTS
+#if M == 1
+  var sum${r}_${h} = 0.0;
+#else
+  var sum${r}_${h} = vec4<f32>(0.0);
+#end
+#end
+#end
+#for t in 0..TERMS
+  if ((p.terms_held >> ${t}u) & 1u) != 0u {
+    let term = p.terms[${t}];
+#use begin
+#if M == 1 && FACTOR != 0
+#for r in 0..R
+    var part${r} = 0.0;
+#end
+#end
+    for (var step = lane; step < p.steps; step += ${LANES}u) {
+#use load
+#if M == 1 && FACTOR == 2
+#for r in 0..R
+      part${r} = 0.0;
+#end
+#end
+#for q in 0..QUADS
+      {
+        let column = step * ${QUADS * 4}u + ${q * 4}u;
+#use quad
+#if TAIL == 1
+        let inside = (vec4<u32>(column) + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(p.cols);
+#for r in 0..R
+        w${r} = select(vec4<f32>(0.0), w${r}, inside);
+#end
+#end
+#if M == 1
+        let xs = x[tile + ((p.first_col + column) >> 2u)];
+#for r in 0..R
+#if FACTOR == 0
+        sum${r}_0 += dot(w${r}, xs);
+#else
+        part${r} += dot(w${r}, xs);
+#end
+#end
+#else
+#if FACTOR != 0
+#for r in 0..R
+        w${r} *= f${r};
+#end
+#end
+#for i in 0..4
+#for h in 0..PARTS
+        let x${i}_${h} = x[tile + (p.first_col + column + ${i}u) * ${PARTS}u + ${h}u];
+#for r in 0..R
+        sum${r}_${h} += w${r}.${xyzw[i]} * x${i}_${h};
+#end
+#end
+#end
+#end
+      }
+#end
+#if M == 1 && FACTOR == 2
+#for r in 0..R
+      sum${r}_0 += part${r} * f${r};
+#end
+#end
+    }
+#if M == 1 && FACTOR == 1
+#for r in 0..R
+    sum${r}_0 += part${r} * f${r};
+#end
+#end
+  }
+#end
+#if LANES > 1
+#for r in 0..R
+#for m in 0..M
+#if M == 1
+  shared_sums[thread * ${R * M}u + ${r * M + m}u] = sum${r}_0;
+#else
+  shared_sums[thread * ${R * M}u + ${r * M + m}u] = sum${r}_${m / 4}.${xyzw[m % 4]};
+#end
+#end
+#end
+  workgroupBarrier();
+  for (var i = thread; i < ${R * M}u; i += ${WIDTH}u) {
+    var value = 0.0;
+    for (var l = 0u; l < ${LANES}u; l++) { value += shared_sums[l * ${R * M}u + i]; }
+    let row = row0 + i / ${M}u;
+    let activation = group.y * ${M}u + i % ${M}u;
+    if row < p.rows && activation < p.batch {
+      let at = p.out_at + activation * p.out_stride + p.first_row + row;
+      if p.accumulates != 0u { value += y[at]; }
+      y[at] = value;
+    }
+  }
+#else
+#for m in 0..M
+  if group.y * ${M}u + ${m}u < p.batch {
+    let at = p.out_at + (group.y * ${M}u + ${m}u) * p.out_stride + p.first_row + row0;
+#for r in 0..R
+    if row0 + ${r}u < p.rows {
+#if M == 1
+      var value = sum${r}_0;
+#else
+      var value = sum${r}_${m / 4}.${xyzw[m % 4]};
+#end
+      if p.accumulates != 0u { value += y[at + ${r}u]; }
+      y[at + ${r}u] = value;
+    }
+#end
+  }
+#end
+#end
+}

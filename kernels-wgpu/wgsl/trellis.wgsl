@@ -1,0 +1,129 @@
+// trellis (spec: encodings/trellis). STATE: bits of a window, STEP: bits of a weight, CODE: 0 table,
+// 1 byte sum. WAY: 0 any shape, window by window; 1 down the columns and 2 along the rows, where each
+// ring is a whole number of words and no tile of rows (1) or columns (2) goes over a path's end.
+// GROUP: 0 one scale for each row, 3 scales by column.
+// term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
+fn window_value(window: u32, multiplier: u32, addend: u32) -> f32 {
+  let x = window * multiplier + addend;
+  let pairs = (x & 0x00FF00FFu) + ((x >> 8u) & 0x00FF00FFu);
+  return f32(i32((pairs & 0xFFFFu) + (pairs >> 16u)) - 510);
+}
+
+#if WAY == 0
+#for t in 0..TERMS
+fn window${t}(row: u32, column: u32) -> u32 {
+  let term = p.terms[${t}];
+#if ALONG == 1
+  let along = column;
+#else
+  let along = row;
+#end
+  let path = along / term.a;
+  let elems = min(term.a, term.e - path * term.a);
+  let ring = elems * ${STEP}u;
+#if ALONG == 1
+  let base = row * term.row_words + path * term.b;
+  let stride = 1u;
+#else
+  let base = path * term.b * p.cols + column;
+  let stride = p.cols;
+#end
+  let turns = ((${STATE}u + ring - 1u) / ring) * ring;
+  var bit = ((along - path * term.a + 1u) * ${STEP}u + turns - ${STATE}u) % ring;
+  var window = 0u;
+  var at = 0u;
+  while at < ${STATE}u {
+    let shift = bit & 31u;
+    let bits = min(min(${STATE}u - at, 32u - shift), ring - bit);
+    window |= ((codes${t}[base + (bit >> 5u) * stride] >> shift) & ((1u << bits) - 1u)) << at;
+    at += bits;
+    bit += bits;
+    if bit >= ring { bit = 0u; }
+  }
+  return window;
+}
+#end
+#end
+
+#def begin
+#for r in 0..R
+let row${r} = min(row0 + ${r}u, p.rows - 1u);
+let group_row${r} = select(row${r} / max(term.group_rows, 1u), 0u, term.group_rows == 0u);
+let scale_at${r} = term.scale_at + group_row${r} * term.scale_row_stride;
+#if GROUP == 0
+let f${r} = scale${t}(scale_at${r});
+#end
+#end
+#if WAY == 1
+let path = row0 / term.a;
+let ring = min(term.a, term.e - path * term.a) * ${STEP}u;
+let path_words = path * term.b;
+#for s in 0..SPLITS
+let before${s} = (row0 - path * term.a + 1u + ${s * SPLIT}u) * ${STEP}u;
+let bit${s} = select(before${s} - ${STATE}u, before${s} + ring - ${STATE}u, before${s} < ${STATE}u) % ring;
+let shift${s} = bit${s} & 31u;
+let next${s} = select((bit${s} >> 5u) + 1u, 0u, bit${s} + 32u >= ring);
+let low_at${s} = (path_words + (bit${s} >> 5u)) * (p.cols >> 2u);
+let high_at${s} = (path_words + next${s}) * (p.cols >> 2u);
+#end
+#end
+#end
+
+#def load
+#if WAY == 1
+#for s in 0..SPLITS
+let low${s} = codes${t}[low_at${s} + step] >> vec4<u32>(shift${s});
+let high${s} = (codes${t}[high_at${s} + step] << vec4<u32>(1u)) << vec4<u32>(31u - shift${s});
+let bits${s} = low${s} | high${s};
+#end
+#end
+#if WAY == 2
+let path = (step * ${QUADS * 4}u) / term.a;
+let path_step = step - path * (term.a / ${QUADS * 4}u);
+let last = min(term.a, p.cols - path * term.a) * ${STEP}u / 32u - 1u;
+let past = select(path_step * ${WORDS}u - 1u, last, path_step == 0u);
+#for r in 0..R
+let words${r} = row${r} * term.row_words + path * term.b;
+let word${r}_0 = codes${t}[words${r} + past];
+#for i in 0..WORDS
+let word${r}_${i + 1} = codes${t}[words${r} + path_step * ${WORDS}u + ${i}u];
+#end
+#end
+#end
+#end
+
+#def quad
+#for r in 0..R
+#if WAY == 0
+#for i in 0..4
+let n${r}_${i} = window${t}(row${r}, min(column + ${i}u, p.cols - 1u));
+#end
+#end
+#if WAY == 1
+let n${r} = (bits${r / SPLIT} >> vec4<u32>(${r % SPLIT * STEP}u)) & vec4<u32>(${MASK}u);
+#for i in 0..4
+let n${r}_${i} = n${r}.${xyzw[i]};
+#end
+#end
+#if WAY == 2
+#for i in 0..4
+#if (32 + (q * 4 + i + 1) * STEP - STATE) % 32 + STATE <= 32
+let n${r}_${i} = (word${r}_${(32 + (q * 4 + i + 1) * STEP - STATE) / 32} >> ${(32 + (q * 4 + i + 1) * STEP - STATE) % 32}u) & ${MASK}u;
+#else
+let n${r}_${i} = ((word${r}_${(32 + (q * 4 + i + 1) * STEP - STATE) / 32} >> ${(32 + (q * 4 + i + 1) * STEP - STATE) % 32}u) | (word${r}_${(32 + (q * 4 + i + 1) * STEP - STATE) / 32 + 1} << ${32 - (32 + (q * 4 + i + 1) * STEP - STATE) % 32}u)) & ${MASK}u;
+#end
+#end
+#end
+#if CODE == 0
+var w${r} = vec4<f32>(table${t}(term.table_at + n${r}_0), table${t}(term.table_at + n${r}_1), table${t}(term.table_at + n${r}_2), table${t}(term.table_at + n${r}_3));
+#else
+var w${r} = vec4<f32>(window_value(n${r}_0, term.c, term.d), window_value(n${r}_1, term.c, term.d), window_value(n${r}_2, term.c, term.d), window_value(n${r}_3, term.c, term.d));
+#end
+#if GROUP == 3
+#for i in 0..4
+let g${r}_${i} = group_of(min(column + ${i}u, p.cols - 1u), term.group_cols);
+w${r}.${xyzw[i]} *= scale${t}(scale_at${r} + g${r}_${i} * term.scale_col_stride);
+#end
+#end
+#end
+#end
