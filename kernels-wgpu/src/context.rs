@@ -85,7 +85,7 @@ impl Context {
     /// `Device` for a lost device and one without the memory.
     pub fn upload(&self, values: &[f32]) -> Result<wgpu::Buffer> {
         let buffer = self.buffer(values.len())?;
-        scoped(&self.device, || self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values)))?;
+        self.write(&buffer, values)?;
         Ok(buffer)
     }
 
@@ -96,6 +96,18 @@ impl Context {
     pub fn buffer(&self, elements: usize) -> Result<wgpu::Buffer> {
         self.check()?;
         self.kernels.storage(elements as u64 * 4, wgpu::BufferUsages::COPY_SRC)
+    }
+
+    /// Writes `values` to the start of a buffer, ahead of what is submitted next.
+    ///
+    /// # Errors
+    /// `Argument` when the buffer is too small, `Device` for a lost device.
+    pub fn write(&self, buffer: &wgpu::Buffer, values: &[f32]) -> Result<()> {
+        self.check()?;
+        if buffer.size() < values.len() as u64 * 4 {
+            return Err(Error::argument(format!("{} values for {} bytes", values.len(), buffer.size())));
+        }
+        scoped(&self.device, || self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(values)))
     }
 
     /// The first `elements` f32 of a buffer, once all that was submitted is done.

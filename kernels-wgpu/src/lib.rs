@@ -91,4 +91,5 @@ pub use record::Picked;
 pub use template::{ENCODINGS, wgsl};
 pub use transforms::{Activations, GpuTransforms, Rows};
 pub use upload::Uploader;
+pub use wgpu;
 pub use workspace::Workspace;

@@ -1,5 +1,5 @@
-// sign_low_rank (spec: encodings/sign_low_rank): a word of signs is 32 columns, a step. The factors
-// are numbers in `side`: a of rows by rank at scale_at, b of rank by columns at zero_at. term.a: rank.
+// sign_low_rank (spec: encodings/sign_low_rank): four columns are four bits of a word. The factors are
+//  numbers in `side`: a of rows by rank at scale_at, b of rank by columns at zero_at. term.a: rank.
 #def begin
 #for r in 0..R
 let row${r} = min(row0 + ${r}u, p.rows - 1u);
@@ -7,12 +7,12 @@ let row${r} = min(row0 + ${r}u, p.rows - 1u);
 #end
 
 #def load
-#for r in 0..R
-let signs${r} = codes${t}[row${r} * term.row_words + step];
-#end
 #end
 
 #def quad
+#for r in 0..R
+let signs${r} = codes${t}[row${r} * term.row_words + (column >> 5u)] >> (column & 31u);
+#end
 #for r in 0..R
 var w${r} = vec4<f32>(0.0);
 #end
@@ -27,7 +27,7 @@ for (var k = 0u; k < term.a; k++) {
 }
 #for r in 0..R
 #for i in 0..4
-if ((signs${r} >> ${q * 4 + i}u) & 1u) == 0u { w${r}.${xyzw[i]} = -w${r}.${xyzw[i]}; }
+if ((signs${r} >> ${i}u) & 1u) == 0u { w${r}.${xyzw[i]} = -w${r}.${xyzw[i]}; }
 #end
 #end
 #end

@@ -42,6 +42,8 @@ mod error;
 pub mod eval;
 pub mod generate;
 pub mod gguf;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod layers;
 pub mod llama;
 pub mod moments;

@@ -41,8 +41,8 @@ pub(super) fn packed<'v>(view: &'v View<'_>, rows: Range<usize>) -> Result<Packe
         View::Grouped(view) => grouped_node(view, rows, base("grouped", 8)),
         View::Trellis(view) => trellis_node(view, rows, base("trellis", 1)),
         View::Codebook(view) => codebook_node(view, rows, base("codebook", 1)),
-        View::Nested(view) => nested_node(view, rows, base("nested", 8)),
-        View::SignLowRank(view) => sign_node(view, rows, base("sign_low_rank", 8)),
+        View::Nested(view) => nested_node(view, rows, base("nested", 1)),
+        View::SignLowRank(view) => sign_node(view, rows, base("sign_low_rank", 1)),
         View::Sparse(view) => sparse_node(view, rows, base("sparse", 1)),
         View::LowRank(_) => Err(Error::unsupported("a low_rank node where its factors are asked for")),
     }
