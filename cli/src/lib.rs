@@ -38,6 +38,8 @@ enum Command {
     Plan(commands::plan::Args),
     /// Write a model back as safetensors or as a Hugging Face directory
     Export(commands::export::Args),
+    /// Get a .cmf from a server: resumable, verified, usable while it grows
+    Fetch(commands::fetch::Args),
     /// Compare two models tensor by tensor
     Diff(commands::diff::Args),
     /// List the built-in recipes, or print one
@@ -82,6 +84,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Export(args) => commands::export::run(&args),
+        Command::Fetch(args) => commands::fetch::run(&args),
         Command::Diff(args) => commands::diff::run(&args),
         Command::Recipe(args) => commands::recipe::run(&args),
         #[cfg(feature = "models")]

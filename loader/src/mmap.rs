@@ -17,6 +17,9 @@ impl Map {
         // SAFETY: `MmapOptions::map` demands that the file is not modified while it is mapped.
         // - This process does not modify it: `file` is opened for reading only (open.rs), the map
         //   is read-only, and `Map` gives out shared slices alone.
+        // - A file that still grows is the exception: `cmf-sources` writes pieces to it through a
+        //   descriptor of its own, each before `Resident::set_arrived` lets anybody read it, and none
+        //   twice.
         // - Other processes: no system can promise it. The caller of `Model::open` does, by the
         //   contract in the crate's documentation; `Backend::Pread` is there for who cannot.
         // - Where the promise is broken: header and directory are copies (source.rs), so that no

@@ -7,6 +7,7 @@ pub(crate) mod diff;
 #[cfg(feature = "models")]
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod fetch;
 pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod recipe;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several tests, each of which uses a part")]
 
+pub mod llama;
+
 use cmf_format::DType;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;

@@ -129,6 +129,17 @@ impl<S: Source> ChunkGroups<'_, S> {
         start..start.saturating_add(self.group_bytes).min(stored)
     }
 
+    /// Whether `bytes`, which come from elsewhere, are those of chunk group `group`.
+    pub fn matches(&self, group: u64, bytes: &[u8]) -> bool {
+        let stated = usize::try_from(group).ok().and_then(|i| self.hashes.get(i));
+        let found = match self.hashes.len() {
+            1 => hash::hash(bytes),
+            _ => hash::chunk_group_hash(group, self.group_bytes, bytes),
+        };
+        let range = self.bytes(group);
+        stated == Some(&found) && bytes.len() as u64 == range.end.saturating_sub(range.start)
+    }
+
     /// Checks the stored bytes of chunk groups `groups`, which are visited and not kept. `failed` is
     /// called with each group that does not have its hash, and its error.
     ///

@@ -1,24 +1,25 @@
 //! Runs, evaluates and calibrates models of the Llama family from `.cmf` files, on candle tensors.
 //!
 //! [`packed::PackedModel`] keeps matrices packed and decodes blocks of rows as it multiplies with
-//! them, under a plan that can be changed between tokens:
+//! them; [`moving::Moving`] holds it in a budget that can be changed between tokens, from any
+//! thread:
 //!
 //! ```no_run
-//! use cmf_candle::packed::PackedModel;
 //! use cmf_candle::llama::{Cache, Llama};
+//! use cmf_candle::moving::Moving;
 //! use cmf_candle::cut;
 //! use cmf_loader::{Budget, Model};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = Model::open("smollm2.cmf")?;
 //! let card = cut::card(&model)?;
-//! let packed = PackedModel::new(&model, model.plan(Budget::Minimum)?);
-//! let weights = card.weights(&packed);
+//! let moving = Moving::new(model.resident(Budget::Minimum)?);
+//! let weights = card.weights(moving.packed());
 //! let llama = Llama::load(weights.as_ref(), card.config())?;
 //! let mut cache = Cache::new(card.config());
 //! let prompt = card.text()?.encode("Once upon a time")?;
 //! let hidden = llama.hidden(&prompt.ids, &mut cache)?;
-//! packed.set_plan(model.plan(Budget::parse("80MiB")?)?)?;
+//! moving.set_budget(Budget::parse("80MiB")?)?;
 //! let logits = llama.logits(&hidden)?;
 //! # let _ = logits;
 //! # Ok(())
@@ -47,6 +48,7 @@ pub mod gpu;
 mod layers;
 pub mod llama;
 pub mod moments;
+pub mod moving;
 mod output;
 pub mod packed;
 pub mod sample;

@@ -25,6 +25,8 @@ mod schedule;
 
 pub use budget::{Budget, ParseBudgetError, parse_bytes};
 pub use memory::{AUTO_SHARE, available_bytes};
+#[cfg(feature = "pressure")]
+pub(crate) use memory::{room_bytes, stalled_percent};
 pub use schedule::Schedule;
 
 use crate::resident::Runs;

@@ -117,6 +117,14 @@ impl Schedule {
         bytes.copied().unwrap_or(self.0.overhead_bytes)
     }
 
+    /// For each segment of the model's own file the step that it comes with: 0 when it is held always,
+    /// `None` when no unit and no transform needs it, as those of attributes.
+    pub fn segment_steps(&self) -> Vec<Option<usize>> {
+        let segments = self.0.files.first().map_or(&[][..], |file| &file.segments);
+        let step = |segment: &HeldSegment| (segment.needed != NEVER).then_some(segment.needed as usize);
+        segments.iter().map(step).collect()
+    }
+
     /// Expected loss of the model with the first `steps` units, where it is stated.
     pub fn expected_loss(&self, steps: usize) -> Option<f64> {
         let loss = steps.checked_sub(1).and_then(|last| self.0.losses.get(last)).copied();

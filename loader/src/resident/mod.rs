@@ -53,6 +53,8 @@
 
 mod change;
 mod generations;
+#[cfg(feature = "pressure")]
+pub mod pressure;
 mod runs;
 mod status;
 mod sync;

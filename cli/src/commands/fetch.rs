@@ -1,0 +1,112 @@
+//! `cmf fetch`
+
+use crate::progress::{Bar, Unit};
+use crate::{Answer, print, size, text};
+use anyhow::bail;
+use cmf_loader::Budget;
+use cmf_sources::{Fetch, FetchOptions, Http};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "A fetch that ended early goes on where it was. Meanwhile OUT.part is a .cmf that can be run
+under the budgets that have come.
+
+Examples:
+  cmf fetch https://example.com/model.cmf -o model.cmf
+  cmf fetch https://example.com/model.cmf -o model.cmf --budget 90MiB"
+)]
+pub(crate) struct Args {
+    /// Where the file is: http:// or https://
+    url: String,
+    /// Where it goes; it grows as OUT.part
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Only what a model under this budget needs: 90MiB, 2bpw, min, max or auto
+    #[arg(short, long, value_name = "SIZE", default_value = "max")]
+    budget: String,
+    /// Requests at a time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: u16,
+    /// Replace an output that exists
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    complete: bool,
+    file_bytes: u64,
+    have_bytes: u64,
+    wanted_bytes: u64,
+    received_bytes: u64,
+    units: usize,
+    seconds: f64,
+}
+
+/// Whether `path` is an address of a file on a server.
+pub(crate) fn is_url(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.starts_with("http://") || text.starts_with("https://"))
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    if !is_url(Path::new(&args.url)) {
+        bail!("{}: expected an address that begins with http:// or https://", args.url);
+    }
+    if args.output.exists() && !args.force {
+        bail!("{}: exists; --force replaces it", args.output.display());
+    }
+    let started = Instant::now();
+    let options = FetchOptions { connections: args.connections.into(), ..FetchOptions::default() };
+    let remote = Http::new(&args.url, &options);
+    let fetch = Fetch::begin(Box::new(remote), &args.output, options)?;
+    let units = fetch.model().plan(Budget::parse(&args.budget)?)?.units();
+    let complete = units == fetch.model().schedule()?.steps();
+    fetch.limit(units);
+    let bar = Bar::new(args.quiet, Unit::Bytes);
+    fetch.run(&|progress| bar.set("fetching", progress.have_bytes, progress.wanted_bytes))?;
+    drop(bar);
+    let (progress, file_bytes) = (fetch.progress(), fetch.model().file_bytes());
+    let file = match complete {
+        true => fetch.finish()?,
+        false => fetch.part().to_owned(),
+    };
+    let report = Report {
+        file: file.display().to_string(),
+        complete,
+        file_bytes,
+        have_bytes: progress.have_bytes,
+        wanted_bytes: progress.wanted_bytes,
+        received_bytes: progress.received_bytes,
+        units,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    match args.json {
+        true => print(&text::json(&report)?)?,
+        false => print(&show(&report))?,
+    }
+    Ok(Answer::Yes)
+}
+
+fn show(report: &Report) -> String {
+    let received = size::show(report.received_bytes);
+    let what = match report.complete {
+        true => size::show(report.file_bytes),
+        false => format!(
+            "{} of {}, all that {} need",
+            size::show(report.have_bytes),
+            size::show(report.file_bytes),
+            text::count(report.units, "unit")
+        ),
+    };
+    format!("{}: {what}, {received} received, {:.1} s\n", report.file, report.seconds)
+}

@@ -1,0 +1,162 @@
+//! `cmf run`
+
+mod memory;
+mod picture;
+mod session;
+mod stream;
+
+use crate::Answer;
+use crate::commands::fetch::is_url;
+use anyhow::{Context, bail};
+use cmf_candle::generate::Generator;
+use cmf_candle::llama::Llama;
+use cmf_candle::moving::Moving;
+use cmf_candle::sample::{Sampler, Sampling};
+use cmf_candle::{Card, cut};
+use cmf_loader::resident::Resident;
+use cmf_loader::resident::pressure::Pressure;
+use cmf_loader::{Budget, Model};
+use picture::Picture;
+use session::{Session, message};
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cmf run model.cmf --prompt 'What is a glacier?' --budget 40MiB
+  cmf run model.cmf                    talks; a line `/budget 30MiB` changes the budget meanwhile
+  cmf run model.cmf --raw --prompt 'Once upon a time' --temperature 0.8 --seed 7
+  cmf run model.cmf --budget auto --watch
+  cmf run https://example.com/model.cmf --prompt 'What is a glacier?'")]
+pub(crate) struct Args {
+    /// A .cmf with a model of the Llama family, its tokenizer and its configuration; or the address of
+    /// one, which talks as soon as its smallest size has come and gets better meanwhile
+    file: PathBuf,
+    /// What to say to the model [default: lines of standard input]
+    #[arg(short, long)]
+    prompt: Option<String>,
+    /// Bytes of weights that may be resident: 90MiB, 2bpw, min, max, or auto, which follows the memory
+    /// that the system has left
+    #[arg(short, long, value_name = "SIZE", default_value = "max")]
+    budget: String,
+    /// Most tokens of an answer
+    #[arg(short = 'n', long, default_value_t = 256)]
+    tokens: usize,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Divides the logits; 0 takes the likeliest token always
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Sample from the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// Sample from so many of the likeliest tokens; 0 is all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// The system message
+    #[arg(long)]
+    system: Option<String>,
+    /// Go on from the prompt as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Where files from servers are kept [default: cmf in the user's cache folder]
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Show budget, memory, levels and speed on standard error; answers come when they are whole
+    #[arg(long)]
+    watch: bool,
+    /// Print a line of JSON a token, and a summary
+    #[arg(long)]
+    json: bool,
+    /// Say nothing on standard error
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let sampling =
+        Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
+    Sampler::new(sampling)?;
+    let budget = Budget::parse(&args.budget)?;
+    match is_url(&args.file) {
+        true => stream::run(args, budget, sampling)?,
+        false => {
+            let model = Model::open(&args.file)?;
+            let card = cut::card(&model)?;
+            talk(args, &card, model.resident(budget)?, sampling, None)?;
+        }
+    }
+    Ok(Answer::Yes)
+}
+
+/// What goes on beside a conversation, on a thread of its own, until the flag is set.
+type Beside<'b> = dyn Fn(&Moving<'_>, &AtomicBool) -> anyhow::Result<()> + Sync + 'b;
+
+/// A conversation with the model that `resident` holds.
+fn talk(
+    args: &Args,
+    card: &Card,
+    resident: Resident<'_>,
+    sampling: Sampling,
+    beside: Option<&Beside<'_>>,
+) -> anyhow::Result<()> {
+    let moving = Moving::new(resident);
+    let weights = card.weights(moving.packed());
+    let llama = Llama::load(weights.as_ref(), card.config())?;
+    let picture = args.watch.then(Picture::default);
+    let system = args.system.iter().map(|content| message("system", content));
+    let session = Session {
+        args,
+        moving: &moving,
+        text: card.text()?,
+        card,
+        picture: picture.as_ref(),
+        generator: Generator::new(&llama),
+        messages: system.collect(),
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut helpers = Vec::new();
+        if args.budget.trim() == "auto" {
+            helpers.push(scope.spawn(|| follow(&moving, &done)));
+        }
+        if let Some(picture) = &picture {
+            helpers.push(scope.spawn(|| picture.draw(&moving, &done)));
+        }
+        if let Some(beside) = beside {
+            helpers.push(scope.spawn(|| beside(&moving, &done)));
+        }
+        let result = converse(args, session, sampling);
+        done.store(true, Ordering::Relaxed);
+        helpers.iter().for_each(|helper| helper.thread().unpark());
+        let helped =
+            helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|_| bail!("a thread panicked")));
+        helped.fold(result, |result, helped| result.and(helped))
+    })
+}
+
+/// Budgets that follow the memory that the system has left.
+fn follow(moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
+    Pressure::default().follow(moving.resident(), done, |budget| {
+        moving.set_budget(budget)?;
+        Ok(())
+    })
+}
+
+/// Answers the prompt, or line by line what comes on standard input.
+fn converse(args: &Args, mut session: Session<'_, '_>, sampling: Sampling) -> anyhow::Result<()> {
+    if let Some(prompt) = &args.prompt {
+        return session.answer(prompt, sampling);
+    }
+    for line in std::io::stdin().lock().lines() {
+        let line = line.context("standard input")?;
+        match line.trim().strip_prefix("/budget") {
+            Some(budget) => session.set_budget(budget)?,
+            None if line.trim().is_empty() => {}
+            None => session.answer(&line, sampling)?,
+        }
+    }
+    Ok(())
+}

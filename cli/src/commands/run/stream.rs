@@ -1,0 +1,88 @@
+//! A model that is still coming from a server.
+
+use super::{Args, talk};
+use anyhow::Context;
+use cmf_candle::cut;
+use cmf_candle::moving::Moving;
+use cmf_candle::sample::Sampling;
+use cmf_format::hash::hash;
+use cmf_loader::resident::ResidentOptions;
+use cmf_loader::{Budget, Model};
+use cmf_sources::{Fetch, FetchOptions, Http};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The least time between two plans of a model that gets better.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Talks as soon as the smallest model is there.
+pub(super) fn run(args: &Args, budget: Budget, sampling: Sampling) -> anyhow::Result<()> {
+    let url = args.file.to_str().context("the address is no text")?;
+    let target = place(args.cache.as_deref(), url)?;
+    if target.exists() {
+        let model = Model::open(&target)?;
+        let card = cut::card(&model)?;
+        return talk(args, &card, model.resident(budget)?, sampling, None);
+    }
+    let options = FetchOptions::default();
+    let fetch = Fetch::begin(Box::new(Http::new(url, &options)), &target, options)?;
+    let required = fetch.model().schedule()?.required_steps();
+    fetch.limit(fetch.model().plan(budget)?.units());
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let fetching = scope.spawn(|| fetch.run(&|_| {}));
+        let talked = fetch.wait_beyond(required.checked_sub(1)).filter(|arrived| *arrived >= required).map(
+            |arrived| {
+                let card = cut::card(fetch.model())?;
+                let resident = fetch.model().resident_of(budget, ResidentOptions::default(), arrived)?;
+                talk(args, &card, resident, sampling, Some(&|moving, done| refine(&fetch, moving, done)))
+            },
+        );
+        fetch.stop();
+        let fetched = fetching.join().unwrap_or(Ok(()));
+        talked.unwrap_or(Ok(()))?;
+        Ok(fetched?)
+    })?;
+    let progress = fetch.progress();
+    let part = fetch.part().display().to_string();
+    match fetch.finish() {
+        Ok(_) => Ok(()),
+        Err(_) if args.quiet => Ok(()),
+        Err(_) => {
+            let (have, wanted) = (progress.have_bytes, progress.wanted_bytes);
+            writeln!(std::io::stderr(), "[{have} of {wanted} bytes are in {part}; the next run goes on]")?;
+            Ok(())
+        }
+    }
+}
+
+/// Takes what comes into the model.
+fn refine(fetch: &Fetch, moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
+    let mut last = moving.resident().snapshot().plan().units();
+    while !done.load(Ordering::Relaxed) {
+        let Some(arrived) = fetch.wait_beyond(Some(last)).filter(|arrived| *arrived > last) else { break };
+        moving.set_arrived(arrived)?;
+        last = arrived;
+        std::thread::park_timeout(STEP);
+    }
+    Ok(())
+}
+
+/// Where the file of `url` is kept: its name, and what tells it from others of that name.
+fn place(cache: Option<&Path>, url: &str) -> anyhow::Result<PathBuf> {
+    let folder = match cache {
+        Some(folder) => folder.to_owned(),
+        None => {
+            let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+            let folder = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+            folder.context("--cache says where files from servers are kept, or HOME does")?.join("cmf")
+        }
+    };
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let last = url.split(['?', '#']).next().and_then(|path| path.rsplit('/').next()).unwrap_or("");
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+    let name: String = last.trim_end_matches(".cmf").chars().filter(|c| plain(*c)).take(60).collect();
+    let tag: String = hash(url.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    Ok(folder.join(format!("{name}-{tag}.cmf")))
+}

@@ -1,0 +1,533 @@
+//! A file that grows into what a source has.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::groups::Groups;
+use crate::queue::{Queue, Request};
+use crate::remote::{Body, Failure, Remote};
+use cmf_format::{Archive, Limits, wire};
+use cmf_loader::Model;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What is asked for first: header and directory of a small model.
+const FIRST_BYTES: u64 = 64 * 1024;
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a source may give other bytes for a piece than those of its hash.
+const CORRUPT_TIMES: u32 = 4;
+
+/// How a file is fetched.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// Requests at a time.
+    pub connections: usize,
+    /// Bytes of a request, at most where it is for more than one chunk group.
+    pub request_bytes: u64,
+    /// How long nothing may come before a request has failed.
+    pub stall: Duration,
+    /// The pause after the first failure; it doubles with each that follows.
+    pub pause: Duration,
+    /// Failures in a row, without anything new in between, that end a fetch.
+    pub attempts: u32,
+    /// Ceilings for what the file may state.
+    pub limits: Limits,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            request_bytes: 4 << 20,
+            stall: Duration::from_secs(20),
+            pause: Duration::from_millis(500),
+            attempts: 8,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How far a fetch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of payload that are there and verified, of those that are wanted.
+    pub have_bytes: u64,
+    /// Bytes of payload that are wanted.
+    pub wanted_bytes: u64,
+    /// Bytes received in this fetch.
+    pub received_bytes: u64,
+    /// Steps of the schedule that can be read.
+    pub arrived: usize,
+}
+
+/// A file that is being fetched.
+pub struct Fetch {
+    remote: Box<dyn Remote>,
+    options: FetchOptions,
+    target: PathBuf,
+    part: PathBuf,
+    /// Locked, so that nobody else writes to it.
+    file: File,
+    model: Model,
+    validator: Option<String>,
+    shared: Mutex<Shared>,
+    moved: Condvar,
+    stopped: AtomicBool,
+    /// Held by whoever reads a source that has no ranges.
+    stream: Mutex<()>,
+}
+
+/// What workers share.
+struct Shared {
+    queue: Option<Queue>,
+    /// Steps that are wanted.
+    wanted: usize,
+    received_bytes: u64,
+    /// Failures since something new came.
+    failures: u32,
+    corrupt: u32,
+    error: Option<Error>,
+}
+
+impl Fetch {
+    /// Begins to fetch `remote` to `target`, or goes on: gets header and directory and the hashes of
+    /// chunk groups. The file grows as `target` with `.part` added to its name.
+    ///
+    /// # Errors
+    /// `Busy` when another fetch is at it, `Format` when it is no `.cmf`, `Unreachable`, `Refused`,
+    /// `Corrupt`, `Io`.
+    pub fn begin(remote: Box<dyn Remote>, target: &Path, options: FetchOptions) -> Result<Self> {
+        let mut part = target.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let io = |e| Error::io(&part, &e);
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&part).map_err(io)?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => {
+                Error::new(ErrorKind::Busy, part.display(), "is being fetched already")
+            }
+            TryLockError::Error(e) => Error::io(&part, &e),
+        })?;
+        let begun = Begin { remote: remote.as_ref(), options: &options };
+        let Head { bytes, file_bytes, validator } = begun.head()?;
+        // What is there belongs to the same file if it begins with the same header: that is its hash.
+        let mut header = Vec::new();
+        let header_bytes = wire::HEADER_BYTES.min(bytes.len() as u64);
+        (&file).take(header_bytes).read_to_end(&mut header).map_err(io)?;
+        if !bytes.starts_with(&header) || header.is_empty() {
+            file.set_len(0).map_err(io)?;
+        }
+        file.set_len(file_bytes).map_err(io)?;
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        file.write_all(&bytes).map_err(io)?;
+        let open = cmf_loader::OpenOptions { limits: options.limits.clone(), ..Default::default() };
+        let model = Model::open_with(&part, &open)?;
+        let hashes = model.archive().segment(model.archive().header().chunk_hash_segment.get());
+        if let Some(segment) = hashes.filter(|segment| segment.verify().is_err()) {
+            let range = segment.record().offset.get()..segment.record().stored_bytes.get();
+            let range = range.start..range.start.saturating_add(range.end);
+            if range.end - range.start > options.limits.decoded_segment_bytes {
+                let problem = "hashes of chunk groups do not fit memory";
+                return Err(Error::new(ErrorKind::Format, remote.name(), problem));
+            }
+            write_at(&file, &begun.read(range.clone(), &validator)?, range.start).map_err(io)?;
+            segment.verify().map_err(|e| Error::new(ErrorKind::Corrupt, remote.name(), e))?;
+        }
+        if model.references().len() > 0 {
+            let problem = "is one of several files of a model: fetch each";
+            return Err(Error::new(ErrorKind::Format, remote.name(), problem));
+        }
+        let wanted = model.schedule()?.steps();
+        let shared = Shared { queue: None, wanted, received_bytes: 0, failures: 0, corrupt: 0, error: None };
+        Ok(Self {
+            remote,
+            options,
+            target: target.to_owned(),
+            part,
+            file,
+            model,
+            validator,
+            shared: Mutex::new(shared),
+            moved: Condvar::new(),
+            stopped: AtomicBool::new(false),
+            stream: Mutex::new(()),
+        })
+    }
+
+    /// The file that grows, open: its directory is there.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Where it grows.
+    pub fn part(&self) -> &Path {
+        &self.part
+    }
+
+    /// Wants no more than the first `steps` steps; before [`Fetch::run`].
+    pub fn limit(&self, steps: usize) {
+        self.lock().wanted = steps;
+    }
+
+    /// Steps of the schedule that can be read, with all that every model needs; `None` when that is
+    /// not there.
+    pub fn arrived(&self) -> Option<usize> {
+        let shared = self.lock();
+        let queue = shared.queue.as_ref()?;
+        queue.has(0).then(|| queue.arrived())
+    }
+
+    /// Waits until more than `steps` steps can be read, or the fetch has ended; gives how many.
+    pub fn wait_beyond(&self, steps: Option<usize>) -> Option<usize> {
+        let mut shared = self.lock();
+        loop {
+            let queue = shared.queue.as_ref();
+            let arrived = queue.filter(|queue| queue.has(0)).map(Queue::arrived);
+            let ended = shared.error.is_some() || self.is_stopped() || queue.is_some_and(Queue::is_done);
+            if arrived > steps || ended {
+                return arrived;
+            }
+            shared = self.moved.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends [`Fetch::run`] soon, with what has come.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.moved.notify_all();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Gets what is wanted and missing, and tells `progress` of it, from several threads.
+    ///
+    /// # Errors
+    /// `Unreachable` when too many requests in a row fail, `Refused`, `Changed`, `Corrupt`, `Io`. What
+    /// has come stays.
+    pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+        let groups = Groups::of(&self.model).inspect_err(|_| self.stop())?;
+        let present = groups.present();
+        let steps = self.model.schedule()?.steps();
+        {
+            let mut shared = self.lock();
+            shared.queue = Some(Queue::new(&groups.all, &present, steps, shared.wanted));
+            self.moved.notify_all();
+        }
+        progress(self.progress());
+        std::thread::scope(|scope| {
+            for _ in 0..self.options.connections.max(1) {
+                scope.spawn(|| self.work(&groups, progress));
+            }
+        });
+        self.moved.notify_all();
+        let mut shared = self.lock();
+        match shared.error.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Renames the file when all of it has come; gives where it is.
+    ///
+    /// # Errors
+    /// `Busy` when a part is missing, `Io`.
+    pub fn finish(self) -> Result<PathBuf> {
+        let whole = self.lock().queue.as_ref().is_some_and(Queue::is_done);
+        let limited = self.lock().wanted < self.model.schedule()?.steps();
+        if !whole || limited {
+            return Err(Error::new(ErrorKind::Busy, self.part.display(), "is not all of the file"));
+        }
+        self.file.sync_all().map_err(|e| Error::io(&self.part, &e))?;
+        std::fs::rename(&self.part, &self.target).map_err(|e| Error::io(&self.target, &e))?;
+        Ok(self.target)
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let shared = self.lock();
+        let (have_bytes, wanted_bytes, arrived) =
+            shared.queue.as_ref().map_or((0, 0, 0), |q| (q.have_bytes, q.wanted_bytes, q.arrived()));
+        Progress { have_bytes, wanted_bytes, received_bytes: shared.received_bytes, arrived }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether workers should go on.
+    fn goes_on(&self, shared: &Shared) -> bool {
+        shared.error.is_none() && !self.is_stopped() && shared.queue.as_ref().is_some_and(|q| !q.is_done())
+    }
+
+    /// Makes requests until nothing is left to ask for.
+    fn work(&self, groups: &Groups<'_>, progress: &(dyn Fn(Progress) + Sync)) {
+        loop {
+            let request = {
+                let mut shared = self.lock();
+                if !self.goes_on(&shared) {
+                    return self.moved.notify_all();
+                }
+                let most = self.options.request_bytes;
+                match shared.queue.as_mut().and_then(|queue| queue.take(&groups.all, most)) {
+                    Some(request) => request,
+                    None => {
+                        // What others asked for may come back.
+                        let wait = self.moved.wait_timeout(shared, Duration::from_millis(100));
+                        drop(wait);
+                        continue;
+                    }
+                }
+            };
+            let result = self.get(groups, &request, progress);
+            let mut shared = self.lock();
+            if let Some(queue) = shared.queue.as_mut() {
+                queue.put_back(&request);
+            }
+            let pause = match result {
+                Ok(()) => None,
+                Err(Trouble::Ends(error)) => {
+                    shared.error.get_or_insert(error);
+                    None
+                }
+                Err(Trouble::Again(problem, asked)) => {
+                    shared.failures = shared.failures.saturating_add(1);
+                    if shared.failures >= self.options.attempts {
+                        let error = Error::new(ErrorKind::Unreachable, self.remote.name(), problem);
+                        shared.error.get_or_insert(error);
+                    }
+                    Some(asked.unwrap_or_else(|| pause(self.options.pause, shared.failures)))
+                }
+            };
+            self.moved.notify_all();
+            drop(shared);
+            if let Some(pause) = pause {
+                self.sleep(pause);
+            }
+        }
+    }
+
+    /// Sleeps, but not on when the fetch has ended.
+    fn sleep(&self, pause: Duration) {
+        let deadline = std::time::Instant::now() + pause;
+        let mut shared = self.lock();
+        while self.goes_on(&shared) {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.moved.wait_timeout(shared, left).unwrap_or_else(PoisonError::into_inner);
+            shared = waited.0;
+        }
+    }
+
+    /// Makes a request, and keeps each group that comes and has its hash.
+    fn get(
+        &self,
+        groups: &Groups<'_>,
+        request: &Request,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> core::result::Result<(), Trouble> {
+        let remote = self.remote.as_ref();
+        let body = remote.get(request.bytes.clone()).map_err(|failure| Trouble::of(remote, failure))?;
+        if body.validator != self.validator || body.file_bytes.is_some_and(|n| n != self.model.file_bytes()) {
+            let problem = "another file has taken its place: fetch it anew";
+            return Err(Trouble::Ends(Error::new(ErrorKind::Changed, self.remote.name(), problem)));
+        }
+        if body.start == request.bytes.start {
+            return self.receive(groups, request.groups.clone(), body, progress);
+        }
+        // The whole file comes, whatever is asked for: one worker takes all of it.
+        let _stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = |shared: &Shared| shared.queue.as_ref().is_some_and(|q| q.is_here(request.groups.start));
+        if done(&self.lock()) {
+            return Ok(());
+        }
+        self.receive(groups, 0..groups.all.len(), body, progress)
+    }
+
+    /// Reads the groups `wanted`, or as many as come.
+    fn receive(
+        &self,
+        groups: &Groups<'_>,
+        wanted: Range<usize>,
+        mut body: Body,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> core::result::Result<(), Trouble> {
+        let mut at = body.start;
+        let mut bytes = Vec::new();
+        for index in wanted {
+            let Some(group) = groups.all.get(index) else { break };
+            if !self.goes_on(&self.lock()) {
+                return Ok(());
+            }
+            skip(&mut body.reader, group.range.start.saturating_sub(at))?;
+            let length = group.range.end.saturating_sub(group.range.start);
+            bytes.clear();
+            let read = (&mut body.reader).take(length).read_to_end(&mut bytes);
+            let read = read.map_err(|e| Trouble::Again(e.to_string(), None))? as u64;
+            if read < length {
+                return Err(Trouble::Again("ended before all that was asked for had come".into(), None));
+            }
+            at = group.range.end;
+            if !groups.matches(group, &bytes) {
+                let mut shared = self.lock();
+                shared.corrupt = shared.corrupt.saturating_add(1);
+                let problem = format!("bytes {:?} do not have their hash", group.range);
+                return Err(match shared.corrupt >= CORRUPT_TIMES {
+                    true => Trouble::Ends(Error::new(ErrorKind::Corrupt, self.remote.name(), problem)),
+                    false => Trouble::Again(problem, None),
+                });
+            }
+            if !self.lock().queue.as_ref().is_some_and(|queue| queue.is_here(index)) {
+                write_at(&self.file, &bytes, group.range.start)
+                    .map_err(|e| Trouble::Ends(Error::io(&self.part, &e)))?;
+            }
+            let mut shared = self.lock();
+            shared.received_bytes = shared.received_bytes.saturating_add(length);
+            if shared.queue.as_mut().is_some_and(|queue| queue.came(index, group)) {
+                (shared.failures, shared.corrupt) = (0, 0);
+            }
+            drop(shared);
+            self.moved.notify_all();
+            progress(self.progress());
+        }
+        Ok(())
+    }
+}
+
+/// Why a request did not give all that it was for.
+enum Trouble {
+    Again(String, Option<Duration>),
+    Ends(Error),
+}
+
+impl Trouble {
+    fn of(remote: &dyn Remote, failure: Failure) -> Self {
+        match failure {
+            Failure::Temporary(problem, pause) => Trouble::Again(problem, pause),
+            Failure::Permanent(problem) => {
+                Trouble::Ends(Error::new(ErrorKind::Refused, remote.name(), problem))
+            }
+        }
+    }
+}
+
+/// Header and directory.
+struct Head {
+    bytes: Vec<u8>,
+    file_bytes: u64,
+    validator: Option<String>,
+}
+
+/// What comes before there is an archive.
+struct Begin<'b> {
+    remote: &'b dyn Remote,
+    options: &'b FetchOptions,
+}
+
+impl Begin<'_> {
+    fn get(&self, range: Range<u64>) -> core::result::Result<Body, Trouble> {
+        self.remote.get(range).map_err(|failure| Trouble::of(self.remote, failure))
+    }
+
+    /// Gets header and directory, which have the stated hash.
+    fn head(&self) -> Result<Head> {
+        let format = |e| Error::new(ErrorKind::Format, self.remote.name(), e);
+        let (mut bytes, file_bytes, validator) = self.retry(&|| {
+            let mut body = self.get(0..FIRST_BYTES)?;
+            if body.start != 0 {
+                return Err(Trouble::Again("does not begin at the beginning".into(), None));
+            }
+            let mut bytes = Vec::new();
+            let most = body.file_bytes.unwrap_or(FIRST_BYTES).min(FIRST_BYTES);
+            (&mut body.reader)
+                .take(most)
+                .read_to_end(&mut bytes)
+                .map_err(|e| Trouble::Again(e.to_string(), None))?;
+            if (bytes.len() as u64) < most && body.file_bytes.is_some() {
+                return Err(Trouble::Again("ended before its beginning had come".into(), None));
+            }
+            Ok((bytes, body.file_bytes, body.validator))
+        })?;
+        let stated = bytes.get(24..32).and_then(|field| field.first_chunk()).map(|b| u64::from_le_bytes(*b));
+        let file_bytes = file_bytes.or(stated).unwrap_or(bytes.len() as u64);
+        let head_bytes =
+            Archive::<Vec<u8>>::head_bytes(&bytes, file_bytes, &self.options.limits).map_err(format)?;
+        let more = bytes.len() as u64..head_bytes;
+        bytes.truncate(usize::try_from(head_bytes).unwrap_or(usize::MAX));
+        if !more.is_empty() {
+            bytes.extend(self.read(more, &validator)?);
+        }
+        Ok(Head { bytes, file_bytes, validator })
+    }
+
+    /// Gets all of `range`.
+    fn read(&self, range: Range<u64>, validator: &Option<String>) -> Result<Vec<u8>> {
+        self.retry(&|| {
+            let mut body = self.get(range.clone())?;
+            if body.validator != *validator {
+                let problem = "another file has taken its place: fetch it anew";
+                return Err(Trouble::Ends(Error::new(ErrorKind::Changed, self.remote.name(), problem)));
+            }
+            skip(&mut body.reader, range.start.saturating_sub(body.start))?;
+            let (length, mut bytes) = (range.end.saturating_sub(range.start), Vec::new());
+            let read = (&mut body.reader).take(length).read_to_end(&mut bytes);
+            match read.map_err(|e| Trouble::Again(e.to_string(), None))? as u64 == length {
+                true => Ok(bytes),
+                false => Err(Trouble::Again("ended before all that was asked for had come".into(), None)),
+            }
+        })
+    }
+
+    fn retry<T>(&self, work: &dyn Fn() -> core::result::Result<T, Trouble>) -> Result<T> {
+        let mut failures = 0u32;
+        loop {
+            match work() {
+                Ok(value) => return Ok(value),
+                Err(Trouble::Ends(error)) => return Err(error),
+                Err(Trouble::Again(problem, asked)) => {
+                    failures = failures.saturating_add(1);
+                    if failures >= self.options.attempts {
+                        return Err(Error::new(ErrorKind::Unreachable, self.remote.name(), problem));
+                    }
+                    std::thread::sleep(asked.unwrap_or_else(|| pause(self.options.pause, failures)));
+                }
+            }
+        }
+    }
+}
+
+/// The pause after `failures` failures in a row.
+fn pause(first: Duration, failures: u32) -> Duration {
+    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
+}
+
+fn skip(reader: &mut impl Read, bytes: u64) -> core::result::Result<(), Trouble> {
+    let skipped = std::io::copy(&mut reader.take(bytes), &mut std::io::sink());
+    match skipped.map_err(|e| Trouble::Again(e.to_string(), None))? == bytes {
+        true => Ok(()),
+        false => Err(Trouble::Again("ended before what was asked for".into(), None)),
+    }
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        bytes = bytes.get(written..).unwrap_or(&[]);
+        offset = offset.saturating_add(written as u64);
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! The chunk groups of a file, in the order in which they are wanted, and which of them are there.
+
+use crate::error::{Error, ErrorKind, Result};
+use cmf_format::archive::ChunkGroups;
+use cmf_loader::{FileSource, Model};
+use core::ops::Range;
+use rayon::prelude::*;
+
+/// A chunk group of a segment: the unit of verification.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    segment: u32,
+    index: u64,
+    /// Where it lies in the file.
+    pub(crate) range: Range<u64>,
+    /// Steps of the schedule that need it: 0 when every model does.
+    pub(crate) step: usize,
+}
+
+/// All chunk groups of a file in the order of the file.
+pub(crate) struct Groups<'m> {
+    segments: Vec<ChunkGroups<'m, FileSource>>,
+    pub(crate) all: Vec<Group>,
+}
+
+impl<'m> Groups<'m> {
+    /// The groups of `model`, whose chunk-group hashes must be there.
+    pub(crate) fn of(model: &'m Model) -> Result<Self> {
+        let archive = model.archive();
+        let schedule = cmf_loader::Schedule::of(archive);
+        let steps = schedule.segment_steps();
+        let limit = archive.limits().decoded_segment_bytes;
+        let (mut segments, mut all) = (Vec::new(), Vec::new());
+        for segment in archive.segments() {
+            let start = segment.record().offset.get();
+            let about = || format!("{}: segment {}", model.path().display(), segment.index());
+            let groups = segment.chunk_groups().map_err(|e| Error::new(ErrorKind::Corrupt, about(), e))?;
+            let step = steps.get(segment.index() as usize).copied().flatten().unwrap_or(0);
+            for index in groups.indices() {
+                let bytes = groups.bytes(index);
+                if bytes.end - bytes.start > limit {
+                    let problem =
+                        format!("chunk groups of {} bytes do not fit memory", bytes.end - bytes.start);
+                    return Err(Error::new(ErrorKind::Format, about(), problem));
+                }
+                let range = start.saturating_add(bytes.start)..start.saturating_add(bytes.end);
+                all.push(Group { segment: segment.index(), index, range, step });
+            }
+            segments.push(groups);
+        }
+        Ok(Self { segments, all })
+    }
+
+    /// Whether `bytes` are those of group `group`.
+    pub(crate) fn matches(&self, group: &Group, bytes: &[u8]) -> bool {
+        let groups = self.segments.get(group.segment as usize);
+        groups.is_some_and(|groups| groups.matches(group.index, bytes))
+    }
+
+    /// Which groups the file holds already.
+    pub(crate) fn present(&self) -> Vec<bool> {
+        let present = self.all.par_iter().map(|group| {
+            let groups = self.segments.get(group.segment as usize);
+            let mut whole = true;
+            let verified = groups.map(|groups| {
+                groups.verify(group.index..group.index.saturating_add(1), &mut |_, _| whole = false)
+            });
+            whole && matches!(verified, Some(Ok(())))
+        });
+        present.collect()
+    }
+}
+
+#[cfg(test)]
+impl Group {
+    pub(crate) fn for_test(range: Range<u64>, step: usize) -> Self {
+        Self { segment: 0, index: 0, range, step }
+    }
+}
