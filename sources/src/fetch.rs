@@ -214,10 +214,11 @@ impl Fetch {
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
         let groups = Groups::of(&self.model).inspect_err(|_| self.stop())?;
         let present = groups.present();
-        let steps = self.model.schedule()?.steps();
+        let schedule = self.model.schedule()?;
+        let (steps, required) = (schedule.steps(), schedule.required_steps());
         {
             let mut shared = self.lock();
-            shared.queue = Some(Queue::new(&groups.all, &present, steps, shared.wanted));
+            shared.queue = Some(Queue::new(&groups.all, &present, steps, required, shared.wanted));
             self.moved.notify_all();
         }
         progress(self.progress());

@@ -25,6 +25,8 @@ pub(crate) struct Queue {
     missing: Vec<u32>,
     /// Steps of which nothing is missing.
     arrived: usize,
+    /// Steps that are wanted first: nothing else is asked for before they are here.
+    required: usize,
     /// Steps that are wanted.
     wanted: usize,
     pub(crate) have_bytes: u64,
@@ -39,8 +41,15 @@ pub(crate) struct Request {
 }
 
 impl Queue {
-    /// `groups` in file order, of a schedule of `steps`, of which the first `wanted` are.
-    pub(crate) fn new(groups: &[Group], present: &[bool], steps: usize, wanted: usize) -> Self {
+    /// `groups` in file order, of a schedule of `steps`, of which the first `required` and then the first
+    /// `wanted` are to come.
+    pub(crate) fn new(
+        groups: &[Group],
+        present: &[bool],
+        steps: usize,
+        required: usize,
+        wanted: usize,
+    ) -> Self {
         let mut order: Vec<usize> = (0..groups.len()).collect();
         order.sort_by_key(|index| groups.get(*index).map_or(0, |group| group.step));
         let mut missing = vec![0u32; steps.saturating_add(1)];
@@ -50,6 +59,7 @@ impl Queue {
             next: 0,
             missing: Vec::new(),
             arrived: 0,
+            required,
             wanted,
             have_bytes: 0,
             wanted_bytes: 0,
@@ -91,10 +101,11 @@ impl Queue {
 
     /// The next request, of at most `most_bytes` where it has more than one group.
     pub(crate) fn take(&mut self, groups: &[Group], most_bytes: u64) -> Option<Request> {
+        let until = if self.has(self.required) { self.wanted } else { self.required.min(self.wanted) };
         let first = loop {
             let first = *self.order.get(self.next)?;
             let group = groups.get(first)?;
-            if group.step > self.wanted {
+            if group.step > until {
                 return None;
             }
             if self.states.get(first) == Some(&State::Waiting) {
@@ -105,7 +116,7 @@ impl Queue {
         let start = groups.get(first)?.range.start;
         let (mut end, mut after) = (start, first);
         while let Some(group) = groups.get(after) {
-            let waiting = self.states.get(after) == Some(&State::Waiting) && group.step <= self.wanted;
+            let waiting = self.states.get(after) == Some(&State::Waiting) && group.step <= until;
             if !waiting || (after > first && group.range.end.saturating_sub(start) > most_bytes) {
                 break;
             }
@@ -166,16 +177,20 @@ mod tests {
     #[test]
     fn asks_in_the_order_of_the_schedule_for_what_lies_together() {
         let groups = groups(&[0, 2, 2, 1, 1, 3]);
-        let mut queue = Queue::new(&groups, &[false; 6], 3, 2);
-        let taken: Vec<_> = std::iter::from_fn(|| queue.take(&groups, 20)).map(|r| r.groups).collect();
-        assert_eq!(taken, [0..2, 3..5, 2..3], "the last step is not wanted");
-        assert_eq!((queue.have_bytes, queue.wanted_bytes), (0, 50));
+        let mut queue = Queue::new(&groups, &[false; 6], 3, 1, 2);
+        let take = |queue: &mut Queue| -> Vec<_> {
+            std::iter::from_fn(|| queue.take(&groups, 20)).map(|request| request.groups).collect()
+        };
+        assert_eq!(take(&mut queue), [0..1, 3..5], "what is required comes first and alone");
+        [0, 3, 4].iter().for_each(|index: &usize| assert!(queue.came(*index, &groups[*index])));
+        assert_eq!(take(&mut queue).as_slice(), std::slice::from_ref(&(1..3)), "the last step is not wanted");
+        assert_eq!((queue.have_bytes, queue.wanted_bytes), (30, 50));
     }
 
     #[test]
     fn a_step_has_arrived_when_all_before_it_have() {
         let groups = groups(&[0, 1, 2, 3]);
-        let mut queue = Queue::new(&groups, &[false; 4], 3, 3);
+        let mut queue = Queue::new(&groups, &[false; 4], 3, 0, 3);
         for (index, arrived) in [(2, 0), (1, 0), (0, 2), (3, 3)] {
             assert!(queue.came(index, &groups[index]) && !queue.came(index, &groups[index]));
             assert_eq!(queue.arrived(), arrived, "after group {index}");
@@ -186,7 +201,7 @@ mod tests {
     #[test]
     fn what_did_not_come_is_asked_for_again() {
         let groups = groups(&[0, 1, 2]);
-        let mut queue = Queue::new(&groups, &[true, false, false], 2, 2);
+        let mut queue = Queue::new(&groups, &[true, false, false], 2, 0, 2);
         let request = queue.take(&groups, 100).expect("something is missing");
         assert_eq!(request, Request { groups: 1..3, bytes: 10..30 });
         assert!(queue.take(&groups, 100).is_none());

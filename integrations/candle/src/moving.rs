@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::packed::PackedModel;
 use cmf_loader::resident::{Change, Resident, Status};
 use cmf_loader::{Budget, Snapshot};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A [`PackedModel`] that follows what a [`Resident`] holds: nothing is loaded again when the budget
 /// changes.
@@ -15,21 +15,74 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 pub struct Moving<'m> {
     packed: PackedModel<'m>,
     resident: Resident<'m>,
-    passes: RwLock<()>,
+    turns: Turns,
+}
+
+/// Passes and changes in turn: a change that waits is the next one, however many passes follow each
+/// other. (A lock of the standard library goes to whoever asks while it is free, and that is the
+/// thread that has just ended a pass.)
+#[derive(Default)]
+struct Turns {
+    state: Mutex<Turn>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct Turn {
+    passes: usize,
+    changing: bool,
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while(&self, mut wait: impl FnMut(&Turn) -> bool) -> MutexGuard<'_, Turn> {
+        let turn = self.moved.wait_while(self.lock(), |turn| wait(turn));
+        turn.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_pass(&self) {
+        let mut turn = self.wait_while(|turn| turn.changing);
+        turn.passes = turn.passes.saturating_add(1);
+    }
+
+    fn end_pass(&self) {
+        let mut turn = self.lock();
+        turn.passes = turn.passes.saturating_sub(1);
+        self.moved.notify_all();
+    }
+
+    /// Calls `change` when no pass is under way. One change at a time.
+    fn between<T>(&self, change: impl FnOnce() -> T) -> T {
+        self.lock().changing = true;
+        let mut turn = self.wait_while(|turn| turn.passes > 0);
+        let result = change();
+        turn.changing = false;
+        self.moved.notify_all();
+        result
+    }
 }
 
 /// A pass: what it reads stays in memory, and stays the same, until it is dropped.
 #[must_use = "a pass lasts as long as this lives"]
 pub struct Pass<'p> {
-    _turn: RwLockReadGuard<'p, ()>,
+    turns: &'p Turns,
     _snapshot: Snapshot,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.turns.end_pass();
+    }
 }
 
 impl<'m> Moving<'m> {
     /// The matrices of what `resident` holds.
     pub fn new(resident: Resident<'m>) -> Self {
         let packed = PackedModel::new(resident.model(), resident.snapshot().plan().clone());
-        Self { packed, resident, passes: RwLock::new(()) }
+        Self { packed, resident, turns: Turns::default() }
     }
 
     /// The weights.
@@ -47,11 +100,11 @@ impl<'m> Moving<'m> {
         self.resident.status()
     }
 
-    /// Begins a pass. Waits while a change that has come into force exchanges the matrices, and for
-    /// nothing else.
+    /// Begins a pass. While a change waits to come into force, which it does when the passes that are under
+    /// way end, this waits for it.
     pub fn pass(&self) -> Pass<'_> {
-        let turn = self.passes.read().unwrap_or_else(PoisonError::into_inner);
-        Pass { _turn: turn, _snapshot: self.resident.snapshot() }
+        self.turns.begin_pass();
+        Pass { turns: &self.turns, _snapshot: self.resident.snapshot() }
     }
 
     /// Changes the budget, and returns when memory is as it says.
@@ -74,7 +127,7 @@ impl<'m> Moving<'m> {
         if self.packed.plan() == *snapshot.plan() {
             return Ok(());
         }
-        let _between = self.passes.write().unwrap_or_else(PoisonError::into_inner);
-        self.packed.set_plan(snapshot.plan().clone())
+        let prepared = self.packed.prepare(snapshot.plan().clone())?;
+        self.turns.between(|| self.packed.install(prepared)).map(drop)
     }
 }

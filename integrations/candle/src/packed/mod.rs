@@ -27,6 +27,14 @@ pub fn scratch_bytes() -> u64 {
     (rayon::current_num_threads() as u64).saturating_mul(multiply::BLOCK_ELEMS as u64 * 4)
 }
 
+/// The matrices of a [`PackedModel`] under another plan.
+pub struct Prepared<'m>(Snapshot<'m>);
+
+/// The matrices of a [`PackedModel`] before a change.
+pub struct Replaced<'m> {
+    _before: Arc<Snapshot<'m>>,
+}
+
 /// Which units are resident.
 #[derive(Clone)]
 struct Snapshot<'m> {
@@ -48,6 +56,12 @@ impl<'m> Slot<'m> {
     fn held(matrix: &Matrix<'m, FileSource>, plan: &Plan) -> Result<Vec<bool>> {
         let units = plan.of(matrix.archive()).ok_or_else(|| Error::argument("plan of another model"))?;
         Ok(matrix.units().map(|unit| units.includes(unit.index())).collect())
+    }
+
+    /// The same matrix under `plan`.
+    fn under(&self, plan: &Plan) -> Result<Self> {
+        let held = Self::held(&self.matrix, plan)?;
+        if held == self.held { Ok(self.clone()) } else { Self::open(self.matrix, held) }
     }
 
     fn open(matrix: Matrix<'m, FileSource>, held: Vec<bool>) -> Result<Self> {
@@ -77,14 +91,32 @@ impl<'m> PackedModel<'m> {
     /// # Errors
     /// `BadArgument` for the plan of another model, `BadModel` for units that cannot be opened.
     pub fn set_plan(&self, plan: Plan) -> Result<()> {
-        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        let slots = current.slots.par_iter().map(|slot| {
-            let held = Slot::held(&slot.matrix, &plan)?;
-            if held == slot.held { Ok(slot.clone()) } else { Slot::open(slot.matrix, held) }
-        });
+        self.install(self.prepare(plan)?).map(drop)
+    }
+
+    /// Opens what a plan changes, for [`PackedModel::install`]: readers go on meanwhile.
+    ///
+    /// # Errors
+    /// As [`PackedModel::set_plan`].
+    pub fn prepare(&self, plan: Plan) -> Result<Prepared<'m>> {
+        let current = self.snapshot();
+        let slots = current.slots.par_iter().map(|slot| slot.under(&plan));
         let slots = slots.collect::<Result<_>>()?;
-        *current = Arc::new(Snapshot { plan, slots });
-        Ok(())
+        Ok(Prepared(Snapshot { plan, slots }))
+    }
+
+    /// Puts what was prepared in the place of what is in force, and gives that, to be dropped when there
+    /// is time.
+    ///
+    /// # Errors
+    /// As [`PackedModel::set_plan`], for matrices that have come into use since.
+    pub fn install(&self, prepared: Prepared<'m>) -> Result<Replaced<'m>> {
+        let Prepared(mut next) = prepared;
+        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        for slot in current.slots.get(next.slots.len()..).unwrap_or(&[]) {
+            next.slots.push(slot.under(&next.plan)?);
+        }
+        Ok(Replaced { _before: core::mem::replace(&mut *current, Arc::new(next)) })
     }
 
     fn snapshot(&self) -> Arc<Snapshot<'m>> {
