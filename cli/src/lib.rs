@@ -53,6 +53,8 @@ enum Command {
     /// Measure how well a model predicts a text, under each of several budgets
     #[cfg(feature = "models")]
     Eval(commands::eval::Args),
+    /// Measure how fast the CPU multiplies with the matrices of a model
+    Bench(commands::bench::Args),
     /// Print a shell completion script
     Completions {
         /// The shell
@@ -93,6 +95,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => commands::run::run(&args),
         #[cfg(feature = "models")]
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "cmf", &mut script);

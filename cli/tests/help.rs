@@ -4,8 +4,8 @@ mod common;
 
 use common::{Outcome, Place, check};
 
-const COMMANDS: [&str; 8] =
-    ["convert", "inspect", "verify", "plan", "export", "diff", "recipe", "completions"];
+const COMMANDS: [&str; 9] =
+    ["convert", "inspect", "verify", "plan", "export", "diff", "recipe", "bench", "completions"];
 
 #[test]
 fn help_is_as_stored() -> Outcome {

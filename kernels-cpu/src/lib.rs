@@ -1,58 +1,74 @@
-//! Instruction-set selection for the CPU kernels of CMF.
+//! Multiplying with packed weights on CPUs.
 //!
-//! The set is a value, so that one machine tests every path that it has. The crate holds the
-//! selection alone: decoding goes through the reference decode of `cmf-format`.
+//! A [`Linear`] is a matrix of a `.cmf` whose bytes stay as they lie in the file: rows are decoded in
+//! registers, or a few at a time in a cache, while they are multiplied with. No dense matrix is ever
+//! made.
+//!
+//! ```
+//! use cmf_format::archive::MatrixView;
+//! use cmf_format::encoding::dense;
+//! use cmf_format::write::{Content, MatrixEntry, TensorEntry};
+//! use cmf_format::{Archive, ArchiveBuilder, DType, Limits};
+//! use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
+//!
+//! let node = dense::pack_values(DType::F16, 2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+//! let mut builder = ArchiveBuilder::default();
+//! builder.tensor(TensorEntry {
+//!     name: "w".into(),
+//!     dtype: DType::F16,
+//!     shape: vec![2, 3],
+//!     content: Content::Matrices(vec![MatrixEntry::from_node(node)]),
+//! });
+//! let bytes = builder.to_vec()?;
+//! let archive = Archive::parse(&bytes, &Limits::default())?;
+//! let matrix = archive.tensor("w").and_then(|w| w.matrices().next()).ok_or("no such tensor")?;
+//!
+//! let isa = Isa::detect();
+//! let linear = Linear::new(MatrixView::open(&matrix, u16::MAX)?, isa)?;
+//! let (mut x, mut scratch) = (Activations::new(), Scratch::new());
+//! x.load(&[1.0, 0.0, -1.0], 3, linear.view().input_transforms(), Precision::Exact, isa)?;
+//! let mut y = [0.0; 2];
+//! linear.multiply(&x, &mut y, &mut scratch)?;
+//! assert_eq!(y, [-2.0, -2.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Precision
+//!
+//! [`Precision::Exact`] multiplies f32 activations with the weights that the reference decode gives.
+//! Products are added in 16 lanes, column `j` to lane `j mod 16`, each by one fused multiply-add, lanes
+//! by halves, and terms in their order. So the result is the same to the bit on every instruction set
+//! and at every number of threads and tokens, and differs from the exact sum of products of a term by
+//! at most `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order.
+//!
+//! [`Precision::Fast`] rounds activations to 8 bits with a scale for each 64, `max |x| / 127`, and adds
+//! products as integers. Beside roundings of f32 the result differs by at most
+//! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes are integers with an offset from -128
+//! to 0 (128 less than `2^bits` at most) and `trellis` nodes down columns with tables of signed bytes
+//! use it; all others multiply exactly.
+//!
+//! # Instruction sets
+//!
+//! [`Isa`] is a value: [`Isa::detect`] finds the widest, and tests run every one that the machine has.
+//! Portable code is the definition, and what `Scalar`, `Neon` and `Avx2` are compiled from; `Avx512`
+//! has kernels of its own. What no kernel is made for goes through the reference decode, some rows at a
+//! time, with the same results.
 
-/// An instruction set that a kernel can be written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Isa {
-    /// Portable code.
-    Scalar,
-    /// 128-bit vectors of 64-bit Arm.
-    Neon,
-    /// AVX2 and FMA.
-    Avx2,
-    /// AVX-512 F, BW, VL, VBMI and VNNI.
-    Avx512,
-}
+mod activations;
+#[expect(unsafe_code, reason = "vector loads and calls of functions compiled for an instruction set")]
+mod arch;
+mod error;
+mod hadamard;
+mod isa;
+mod linear;
+mod node;
+mod operands;
+mod precision;
+mod scratch;
+mod work;
 
-impl Isa {
-    /// Every instruction set.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
-
-    /// Whether this machine has it.
-    pub fn is_available(self) -> bool {
-        match self {
-            Isa::Scalar => true,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512vbmi")
-                    && is_x86_feature_detected!("avx512vnni")
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => true,
-            _ => false,
-        }
-    }
-
-    /// The widest set that this machine has.
-    pub fn detect() -> Self {
-        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn detects_a_set_that_is_available() {
-        assert!(Isa::detect().is_available());
-        assert!(Isa::Scalar.is_available());
-    }
-}
+pub use activations::Activations;
+pub use isa::Isa;
+pub use linear::Linear;
+pub use precision::Precision;
+pub use scratch::Scratch;

@@ -7,8 +7,13 @@ use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
 
-/// The crate that reads untrusted bytes.
-pub(crate) const PACKAGE: &str = "cmf-format";
+/// The crate that reads untrusted bytes, and the one that reads them through pointers.
+const PACKAGES: [&str; 2] = ["cmf-format", "cmf-kernels-cpu"];
+
+/// Tests of these crates.
+pub(crate) fn test_all(root: &Path) -> Result<()> {
+    PACKAGES.iter().try_for_each(|package| test(root, package))
+}
 
 /// Unit and integration tests of `package` under AddressSanitizer, in a target folder of its own.
 /// Documentation tests are left out: rustdoc does not pass the flag on.

@@ -31,8 +31,8 @@ const STEPS: &[Step] = &[
     Step { name: "vectors", about: "spec/vectors are as generated", run: vectors::check },
     Step {
         name: "asan",
-        about: "cmf-format's tests under AddressSanitizer",
-        run: |root| asan::test(root, asan::PACKAGE),
+        about: "tests of cmf-format and cmf-kernels-cpu under AddressSanitizer",
+        run: asan::test_all,
     },
     Step {
         name: "fuzz",

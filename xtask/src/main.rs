@@ -30,7 +30,7 @@ usage: cargo xtask COMMAND
                               then talk to it under three budgets (not with --quick)
   vectors [--check]           regenerate spec/vectors, or compare it with a fresh generation
   fuzz-smoke [--seconds N]    build the fuzz targets and run each from its seeds (default: 10 s)
-  asan                        run the tests of cmf-format under AddressSanitizer
+  asan                        run the tests of cmf-format and cmf-kernels-cpu under AddressSanitizer
   msrv                        compile with the toolchain that `rust-version` names
   docs                        check links and versions in the Markdown files
   can-fail [CASE right|wrong] prove on scratch crates that the checks of `ci` can fail
@@ -64,7 +64,7 @@ fn run(args: Vec<String>) -> Result<()> {
         ("fuzz-smoke", ["--seconds", n]) => {
             fuzz::smoke(&root, n.parse().context("--seconds wants a whole number")?)?;
         }
-        ("asan", []) => asan::test(&root, asan::PACKAGE)?,
+        ("asan", []) => asan::test_all(&root)?,
         ("msrv", []) => msrv::check(&root)?,
         ("docs", []) => docs::check(&root)?,
         ("can-fail", []) => can_fail::run(&root)?,

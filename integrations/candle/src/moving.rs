@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::packed::PackedModel;
+use cmf_kernels_cpu::Precision;
 use cmf_loader::resident::{Change, Resident, Status};
 use cmf_loader::{Budget, Snapshot};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -83,6 +84,11 @@ impl<'m> Moving<'m> {
     pub fn new(resident: Resident<'m>) -> Self {
         let packed = PackedModel::new(resident.model(), resident.snapshot().plan().clone());
         Self { packed, resident, turns: Turns::default() }
+    }
+
+    /// The same with another precision of activations.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { packed: self.packed.with_precision(precision), ..self }
     }
 
     /// The weights.

@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// Sample from so many of the likeliest tokens; 0 is all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
+    /// How activations are multiplied
+    #[arg(long, value_name = "P", value_enum, default_value_t = super::Activations::Exact)]
+    activations: super::Activations,
     /// The system message
     #[arg(long)]
     system: Option<String>,
@@ -102,7 +105,7 @@ fn talk(
     sampling: Sampling,
     beside: Option<&Beside<'_>>,
 ) -> anyhow::Result<()> {
-    let moving = Moving::new(resident);
+    let moving = Moving::new(resident).with_precision(args.activations.into());
     let weights = card.weights(moving.packed());
     let llama = Llama::load(weights.as_ref(), card.config())?;
     let picture = args.watch.then(Picture::default);

@@ -146,7 +146,7 @@ impl Session<'_, '_> {
             moved_bytes: status.read_bytes,
             bits_per_weight: plan.bits_per_weight(),
             cache_bytes: self.generator.cache_bytes(),
-            scratch_bytes: cmf_candle::packed::scratch_bytes(),
+            scratch_bytes: self.moving.packed().scratch_bytes(),
             mapped_bytes: mapped_bytes(self.moving.resident().model().path()),
             process_bytes: process.map(|(now, _)| now),
             peak_resident_bytes: process.map(|(_, peak)| peak),

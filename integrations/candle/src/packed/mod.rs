@@ -1,5 +1,5 @@
-//! Packed weights: matrices are decoded block by block as they are multiplied with, straight from
-//! the file, as far as a plan holds them. The plan can be changed between tokens.
+//! Packed weights: the CPU kernels multiply with the bytes of the file, as far as a plan holds them. The
+//! plan can be changed between tokens.
 
 mod multiply;
 
@@ -8,9 +8,11 @@ use crate::error::{Error, Result};
 use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
 use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
+use cmf_kernels_cpu::{Isa, Precision};
 use cmf_loader::{FileSource, Levels, Model, Plan};
+use multiply::Buffers;
 use rayon::prelude::*;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A `.cmf` whose matrices stay packed.
 ///
@@ -19,12 +21,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub struct PackedModel<'m> {
     model: &'m Model,
     snapshot: RwLock<Arc<Snapshot<'m>>>,
-}
-
-/// Bytes that are held beside packed weights while they are multiplied with: a decoded block for each
-/// thread.
-pub fn scratch_bytes() -> u64 {
-    (rayon::current_num_threads() as u64).saturating_mul(multiply::BLOCK_ELEMS as u64 * 4)
+    precision: Precision,
+    isa: Isa,
+    buffers: Mutex<Buffers>,
 }
 
 /// The matrices of a [`PackedModel`] under another plan.
@@ -49,7 +48,7 @@ struct Slot<'m> {
     matrix: Matrix<'m, FileSource>,
     /// Units of the matrix that are held, by their place in it.
     held: Vec<bool>,
-    view: Arc<MatrixView<'m>>,
+    linear: Arc<cmf_kernels_cpu::Linear<'m>>,
 }
 
 impl<'m> Slot<'m> {
@@ -61,23 +60,45 @@ impl<'m> Slot<'m> {
     /// The same matrix under `plan`.
     fn under(&self, plan: &Plan) -> Result<Self> {
         let held = Self::held(&self.matrix, plan)?;
-        if held == self.held { Ok(self.clone()) } else { Self::open(self.matrix, held) }
+        if held == self.held { Ok(self.clone()) } else { Self::open(self.matrix, held, self.linear.isa()) }
     }
 
-    fn open(matrix: Matrix<'m, FileSource>, held: Vec<bool>) -> Result<Self> {
+    fn open(matrix: Matrix<'m, FileSource>, held: Vec<bool>, isa: Isa) -> Result<Self> {
         let first = matrix.record().first_unit.get();
         let holds = |unit: u32| {
             unit.checked_sub(first).and_then(|place| held.get(place as usize)).copied().unwrap_or(false)
         };
-        let view = Arc::new(MatrixView::open(&matrix, Cut::Units(&holds))?);
-        Ok(Self { matrix, held, view })
+        let view = MatrixView::open(&matrix, Cut::Units(&holds))?;
+        let linear = Arc::new(cmf_kernels_cpu::Linear::new(view, isa)?);
+        Ok(Self { matrix, held, linear })
     }
 }
 
 impl<'m> PackedModel<'m> {
-    /// The matrices of `model` under `plan`.
+    /// The matrices of `model` under `plan`, multiplied with exactly.
     pub fn new(model: &'m Model, plan: Plan) -> Self {
-        Self { model, snapshot: RwLock::new(Arc::new(Snapshot { plan, slots: Vec::new() })) }
+        Self {
+            model,
+            snapshot: RwLock::new(Arc::new(Snapshot { plan, slots: Vec::new() })),
+            precision: Precision::Exact,
+            isa: Isa::detect(),
+            buffers: Mutex::default(),
+        }
+    }
+
+    /// The same with another precision of activations.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Bytes that are held beside packed weights to multiply with them; they grow with the largest
+    /// matrix and the most tokens that there have been at a time.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.buffers().bytes() as u64
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The plan that is in force.
@@ -124,9 +145,10 @@ impl<'m> PackedModel<'m> {
     }
 
     /// The matrix of slot `slot` as it is now.
-    fn view(&self, slot: usize) -> Result<Arc<MatrixView<'m>>> {
+    fn matrix(&self, slot: usize) -> Result<Arc<cmf_kernels_cpu::Linear<'m>>> {
         let snapshot = self.snapshot();
-        snapshot.slots.get(slot).map(|s| Arc::clone(&s.view)).ok_or_else(|| Error::argument("no such matrix"))
+        let slot = snapshot.slots.get(slot).ok_or_else(|| Error::argument("no such matrix"))?;
+        Ok(Arc::clone(&slot.linear))
     }
 
     /// A slot for the matrix called `name`, which is tied to one that is in use or a new one.
@@ -157,7 +179,7 @@ impl<'m> PackedModel<'m> {
         if let Some(found) = current.slots.iter().position(same) {
             return Ok(found);
         }
-        let opened = Slot::open(matrix, Slot::held(&matrix, &current.plan)?)?;
+        let opened = Slot::open(matrix, Slot::held(&matrix, &current.plan)?, self.isa)?;
         let mut next = Snapshot::clone(&current);
         next.slots.push(opened);
         *current = Arc::new(next);
@@ -178,11 +200,6 @@ impl<'m> Weights for PackedModel<'m> {
     fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
         let slots = matrices.iter().map(|m| self.slot(&m.name, m.outputs, inputs));
         let slots = slots.collect::<Result<Vec<_>>>()?;
-        let views = slots.iter().map(|slot| self.view(*slot)).collect::<Result<Vec<_>>>()?;
-        let same = |view: &Arc<MatrixView<'_>>| {
-            views.iter().position(|first| first.input_transforms() == view.input_transforms())
-        };
-        let inputs = views.iter().map(|view| same(view).unwrap_or(0)).collect();
         Ok(Box::new(PackedLinear { model: self, slots, inputs }))
     }
 
@@ -195,25 +212,16 @@ impl<'m> Weights for PackedModel<'m> {
 struct PackedLinear<'w, 'm> {
     model: &'w PackedModel<'m>,
     slots: Vec<usize>,
-    /// For each, the first whose input-side transforms are the same.
-    inputs: Vec<usize>,
+    inputs: usize,
 }
 
 impl Linear for PackedLinear<'_, '_> {
     fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let snapshot = self.model.snapshot();
-        let mut transformed: Vec<Option<Tensor>> = vec![None; self.slots.len()];
-        let mut products = Vec::new();
-        for (slot, input) in self.slots.iter().zip(&self.inputs) {
-            let slot = snapshot.slots.get(*slot).ok_or_else(|| Error::argument("no such matrix"))?;
-            let x = match transformed.get_mut(*input) {
-                Some(Some(x)) => x.clone(),
-                Some(place) => place.insert(multiply::transform(&slot.view, x)?).clone(),
-                None => multiply::transform(&slot.view, x)?,
-            };
-            products.push(multiply::multiply(&slot.view, &x)?);
-        }
-        Ok(products)
+        let slots = self.slots.iter().map(|slot| snapshot.slots.get(*slot));
+        let slots = slots.map(|slot| slot.map(|s| s.linear.as_ref()));
+        let matrices = slots.collect::<Option<Vec<_>>>().ok_or_else(|| Error::argument("no such matrix"))?;
+        self.model.buffers().multiply(&matrices, x, self.inputs, self.model.precision)
     }
 }
 
@@ -226,13 +234,12 @@ struct PackedRows<'w, 'm> {
 
 impl Rows for PackedRows<'_, '_> {
     fn gather(&self, ids: &[u32]) -> Result<Tensor> {
-        let view = self.model.view(self.slot)?;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= view.rows()) {
-            return Err(Error::argument(format!("token {id} of an embedding of {}", view.rows())));
+        let matrix = self.model.matrix(self.slot)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= matrix.rows()) {
+            return Err(Error::argument(format!("token {id} of an embedding of {}", matrix.rows())));
         }
         let mut values = vec![0.0; ids.len().saturating_mul(self.cols)];
-        let rows = values.par_chunks_exact_mut(self.cols).zip(ids);
-        rows.try_for_each(|(out, id)| view.decode_rows(*id as usize..*id as usize + 1, out))?;
+        self.model.buffers().gather(&matrix, ids, &mut values)?;
         Ok(Tensor::from_vec(values, (ids.len(), self.cols), &Device::Cpu)?)
     }
 }

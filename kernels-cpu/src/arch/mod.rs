@@ -1,0 +1,141 @@
+//! Kernels by instruction set. All `unsafe` of the crate is below this module.
+//!
+//! Arithmetic of vectors is safe in functions that are compiled for their instruction set; what is
+//! not are calls of such functions and loads and stores through pointers.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::isa::Isa;
+use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Words};
+
+/// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Simd(Isa);
+
+impl Simd {
+    /// `None` where the machine lacks the instruction set.
+    pub(crate) fn new(isa: Isa) -> Option<Self> {
+        isa.is_available().then_some(Self(isa))
+    }
+
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs portable code as compiled for the instruction set, as far as it is inlined: closures ask for
+    /// that.
+    #[inline(always)]
+    pub(crate) fn run<R>(self, code: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        match self.0 {
+            // SAFETY: `Simd::new` has seen that this machine has AVX2, FMA and F16C.
+            Isa::Avx2 => return unsafe { avx2(code) },
+            // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+            Isa::Avx512 => return unsafe { avx512::run(code) },
+            _ => {}
+        }
+        code()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<R>(code: impl FnOnce() -> R) -> R {
+    code()
+}
+
+/// Calls the kernel of the instruction set.
+macro_rules! dispatch {
+    ($simd:expr, $name:ident($($argument:expr),*)) => {{
+        #[cfg(target_arch = "x86_64")]
+        if $simd.0 == Isa::Avx512 {
+            // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+            return unsafe { avx512::$name($($argument),*) };
+        }
+        $simd.run(
+            #[inline(always)]
+            || portable::$name($($argument),*),
+        )
+    }};
+}
+
+/// Adds the products of rows of codes, as the reference decodes them, with each token to
+/// `out[row * tokens + token]`.
+pub(crate) fn exact(simd: Simd, codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) {
+    dispatch!(simd, exact(codes, input, out))
+}
+
+/// As [`exact`], with quantised activations; codes are [`crate::operands::Map::Signed`], and what zero
+/// points add comes from [`zero_sums`]. `lanes` has room for one vector a token.
+pub(crate) fn fast(
+    simd: Simd,
+    codes: &Codes<'_>,
+    input: &Input<'_>,
+    lanes: &mut [[f32; 16]],
+    out: &mut [f32],
+) {
+    dispatch!(simd, fast(codes, input, lanes, out))
+}
+
+/// Adds the products of rows of f16, bf16 or f32 elements to `out[row * tokens + token]`.
+pub(crate) fn elements(simd: Simd, rows: &Elements<'_>, input: &Input<'_>, out: &mut [f32]) {
+    dispatch!(simd, elements(rows, input, out))
+}
+
+/// Values of f16 elements.
+pub(crate) fn halves(simd: Simd, elements: &[[u8; 2]], out: &mut [f32]) {
+    dispatch!(simd, halves(elements, out))
+}
+
+/// As [`exact`], for rows of decoded weights, padded to blocks.
+pub(crate) fn dot(simd: Simd, weights: &[[f32; BLOCK]], input: &Input<'_>, out: &mut [f32]) {
+    dispatch!(simd, dot(weights, input, out))
+}
+
+/// Adds the products of `terms`, of each row `stride` blocks with one for a granule, with the sums of
+/// granules of each token.
+pub(crate) fn zero_sums(
+    simd: Simd,
+    terms: &[[f32; GRANULES]],
+    stride: usize,
+    input: &Input<'_>,
+    out: &mut [f32],
+) {
+    simd.run(
+        #[inline(always)]
+        || portable::zero_sums(terms, stride, input, out),
+    );
+}
+
+/// Decodes rows of codes.
+pub(crate) fn decode(simd: Simd, codes: &Codes<'_>, cols: usize, out: &mut [f32]) {
+    dispatch!(simd, decode(codes, cols, out))
+}
+
+/// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.
+pub(crate) fn trellis(simd: Simd, words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]]) {
+    dispatch!(simd, trellis(words, blocks, out))
+}
+
+/// Adds sums over the columns of weights times quantised activations to `lanes`: for each row of
+/// words and each token as many vectors as there are eights of rows, of each row two lanes. `panel`
+/// has room for the weights of a row of words.
+pub(crate) fn trellis_fast(
+    simd: Simd,
+    words: &Words<'_>,
+    input: &Input<'_>,
+    panel: &mut [[u8; BLOCK]],
+    lanes: &mut [[f32; 16]],
+) {
+    dispatch!(simd, trellis_fast(words, input, panel, lanes))
+}
+
+/// Values of a block over their scale, and the scale.
+pub(crate) fn quantise(simd: Simd, values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+    simd.run(
+        #[inline(always)]
+        || portable::quantise(values),
+    )
+}

@@ -1,0 +1,318 @@
+//! Portable kernels: the definition of the others, lane for lane.
+//!
+//! They are inlined into callers that are compiled for an instruction set, and so become vector code.
+
+use crate::operands::{
+    BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, Words, Zero, sum_lanes,
+};
+
+/// Rows and tokens that are worked on at a time.
+const TILE: usize = 4;
+
+/// The codes of a block; those beyond the end of `row` are 0.
+#[inline(always)]
+fn unpack(row: &[u8], bits: usize, block: usize) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    let bytes = row.get(block * 8 * bits..).unwrap_or(&[]);
+    match (bits, bytes.first_chunk::<BLOCK>(), bytes.first_chunk::<32>()) {
+        (8, Some(bytes), _) => codes = *bytes,
+        (4, _, Some(bytes)) => {
+            for (codes, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                *codes = [byte & 15, byte >> 4];
+            }
+        }
+        _ => {
+            let mask = (1u16 << bits) - 1;
+            for (i, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let mut word = [0; 8];
+                let from = bytes.get(i * bits..).unwrap_or(&[]);
+                word[..bits].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                let word = u64::from_le_bytes(word);
+                *codes = core::array::from_fn(|i| (word >> (i * bits)) as u8 & mask as u8);
+            }
+        }
+    }
+    codes
+}
+
+/// The weights of a block, as the reference decodes them.
+#[inline(always)]
+fn weights(codes: &Codes<'_>, row: usize, block: usize) -> [f32; BLOCK] {
+    let unpacked = unpack(codes.row(row), codes.bits, block);
+    let mut values = [0.0; BLOCK];
+    match codes.map {
+        Map::Signed(offset) => {
+            for (v, code) in values.iter_mut().zip(&unpacked) {
+                *v = f32::from(i16::from(*code) + offset);
+            }
+        }
+        Map::Values(of) => {
+            for (v, code) in values.iter_mut().zip(&unpacked) {
+                *v = of[usize::from(*code)];
+            }
+        }
+    }
+    let scales = codes.scales(row).get(block).copied().unwrap_or_default();
+    let zeros = match codes.zero {
+        Zero::None => [0.0; GRANULES],
+        _ => codes.zeros(row).get(block).copied().unwrap_or_default(),
+    };
+    let granules = values.as_chunks_mut::<GRANULE>().0.iter_mut();
+    for ((values, scale), zero) in granules.zip(scales).zip(zeros) {
+        for v in values {
+            *v = match codes.zero {
+                Zero::None => *v * scale,
+                Zero::Subtract => (*v - zero) * scale,
+                Zero::Add => *v * scale + zero,
+            };
+        }
+    }
+    values
+}
+
+/// `out[row * tokens + token] += row · token`.
+#[inline(always)]
+pub(crate) fn exact(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) {
+    for (row, out) in (0..codes.rows).zip(out.chunks_exact_mut(input.tokens)) {
+        for (first, out) in (0..).step_by(TILE).zip(out.chunks_mut(TILE)) {
+            let mut lanes = [[0.0; GRANULE]; TILE];
+            for block in 0..codes.blocks {
+                let weights = weights(codes, row, block);
+                for (lanes, token) in lanes[..out.len()].iter_mut().zip(first..) {
+                    let Some(x) = input.values(token).get(block) else { continue };
+                    add_products(&weights, x, lanes);
+                }
+            }
+            out.iter_mut().zip(lanes).for_each(|(out, lanes)| *out += sum_lanes(lanes));
+        }
+    }
+}
+
+#[inline(always)]
+fn add_products(weights: &[f32; BLOCK], x: &[f32; BLOCK], lanes: &mut [f32; GRANULE]) {
+    for (weights, x) in weights.as_chunks::<GRANULE>().0.iter().zip(x.as_chunks::<GRANULE>().0) {
+        for ((lane, w), x) in lanes.iter_mut().zip(weights).zip(x) {
+            *lane = w.mul_add(*x, *lane);
+        }
+    }
+}
+
+/// As [`exact`], for decoded rows of `input.blocks` blocks.
+#[inline(always)]
+pub(crate) fn dot(weights: &[[f32; BLOCK]], input: &Input<'_>, out: &mut [f32]) {
+    let rows = weights.chunks_exact(input.blocks.max(1));
+    for (weights, out) in rows.zip(out.chunks_exact_mut(input.tokens)) {
+        for (token, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0.0; GRANULE];
+            for (weights, x) in weights.iter().zip(input.values(token)) {
+                add_products(weights, x, &mut lanes);
+            }
+            *out += sum_lanes(lanes);
+        }
+    }
+}
+
+/// As [`exact`], with quantised activations and codes of [`Map::Signed`].
+#[inline(always)]
+pub(crate) fn fast(codes: &Codes<'_>, input: &Input<'_>, _lanes: &mut [[f32; 16]], out: &mut [f32]) {
+    let Map::Signed(offset) = codes.map else { return };
+    for (row, out) in (0..codes.rows).zip(out.chunks_exact_mut(input.tokens)) {
+        for (first, out) in (0..).step_by(TILE).zip(out.chunks_mut(TILE)) {
+            let mut lanes = [[0.0f32; 16]; TILE];
+            for (block, scales) in codes.scales(row).iter().enumerate().take(codes.blocks) {
+                let unpacked = unpack(codes.row(row), codes.bits, block);
+                for (lanes, token) in lanes[..out.len()].iter_mut().zip(first..) {
+                    let q = input.quantised(token).get(block);
+                    let (Some(q), Some(scale)) = (q, input.scales(token).get(block)) else { continue };
+                    let mut sums = [0i32; 16];
+                    let fours = unpacked.as_chunks::<4>().0.iter().zip(q.as_chunks::<4>().0);
+                    for (sum, (codes, q)) in sums.iter_mut().zip(fours) {
+                        for (code, q) in codes.iter().zip(q) {
+                            *sum += (i32::from(*code) + i32::from(offset)) * i32::from(*q);
+                        }
+                    }
+                    for (i, (lane, sum)) in lanes.iter_mut().zip(sums).enumerate() {
+                        *lane = (sum as f32).mul_add(scales[i / 4] * scale, *lane);
+                    }
+                }
+            }
+            out.iter_mut().zip(lanes).for_each(|(out, lanes)| *out += sum_lanes(lanes));
+        }
+    }
+}
+
+/// `out[row * tokens + token] += Σ terms[row][granule] * sums[token][granule]`: what zero points add.
+#[inline(always)]
+pub(crate) fn zero_sums(terms: &[[f32; GRANULES]], stride: usize, input: &Input<'_>, out: &mut [f32]) {
+    let rows = terms.chunks_exact(stride.max(1));
+    for (terms, out) in rows.zip(out.chunks_exact_mut(input.tokens)) {
+        for (token, out) in out.iter_mut().enumerate() {
+            let sums = input.granule_sums(token);
+            let terms = terms.get(..sums.len()).unwrap_or(&[]);
+            let (terms, terms_left) = terms.as_flattened().as_chunks::<16>();
+            let (sums, sums_left) = sums.as_flattened().as_chunks::<16>();
+            let mut lanes = [0.0; 16];
+            for (terms, sums) in terms.iter().zip(sums) {
+                for i in 0..16 {
+                    lanes[i] = terms[i].mul_add(sums[i], lanes[i]);
+                }
+            }
+            for (lane, (term, sum)) in lanes.iter_mut().zip(terms_left.iter().zip(sums_left)) {
+                *lane = term.mul_add(*sum, *lane);
+            }
+            *out += sum_lanes(lanes);
+        }
+    }
+}
+
+/// `out[row * tokens + token] += row · token`, for elements as they lie.
+#[inline(always)]
+pub(crate) fn elements(rows: &Elements<'_>, input: &Input<'_>, out: &mut [f32]) {
+    for (row, out) in (0..rows.rows).zip(out.chunks_exact_mut(input.tokens)) {
+        let bytes = rows.row(row);
+        for (first, out) in (0..).step_by(TILE).zip(out.chunks_mut(TILE)) {
+            let mut lanes = [[0.0; GRANULE]; TILE];
+            for (block, bytes) in bytes.chunks(BLOCK * rows.element.bytes()).enumerate() {
+                let mut weights = [0.0; BLOCK];
+                match rows.element {
+                    Element::F16 => halves(bytes.as_chunks().0, &mut weights),
+                    Element::Bf16 => {
+                        for (w, bytes) in weights.iter_mut().zip(bytes.as_chunks().0) {
+                            *w = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                        }
+                    }
+                    Element::F32 => {
+                        for (w, bytes) in weights.iter_mut().zip(bytes.as_chunks().0) {
+                            *w = f32::from_le_bytes(*bytes);
+                        }
+                    }
+                }
+                for (lanes, token) in lanes[..out.len()].iter_mut().zip(first..) {
+                    let Some(x) = input.values(token).get(block) else { continue };
+                    add_products(&weights, x, lanes);
+                }
+            }
+            out.iter_mut().zip(lanes).for_each(|(out, lanes)| *out += sum_lanes(lanes));
+        }
+    }
+}
+
+/// Values of f16 elements; of NaN only that it is one.
+#[inline(always)]
+pub(crate) fn halves(elements: &[[u8; 2]], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(elements) {
+        *out = f16_value(u16::from_le_bytes(*bytes));
+    }
+}
+
+/// Exponent and mantissa are shifted into place and the difference of the biases is multiplied in,
+/// which is right for subnormal numbers too.
+#[inline(always)]
+fn f16_value(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7FFF);
+    let sign = u32::from(bits & 0x8000) << 16;
+    // 2^112, from the bias of f16 to that of f32.
+    let finite = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = 0x7F80_0000 | (magnitude & 0x3FF) << 13;
+    f32::from_bits(sign | if magnitude >= 0x7C00 { special } else { finite })
+}
+
+/// Decodes rows of `cols` columns.
+#[inline(always)]
+pub(crate) fn decode(codes: &Codes<'_>, cols: usize, out: &mut [f32]) {
+    for (row, out) in (0..codes.rows).zip(out.chunks_exact_mut(cols)) {
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let weights = weights(codes, row, block);
+            out.copy_from_slice(weights.get(..out.len()).unwrap_or(&[]));
+        }
+    }
+}
+
+/// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.
+#[inline(always)]
+pub(crate) fn trellis(words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]]) {
+    let panels = out.chunks_exact_mut((blocks * words.rows()).max(1));
+    for ((before, now), panel) in words.pairs().zip(panels) {
+        trellis_row(words, before, now, blocks, panel);
+    }
+}
+
+#[inline(always)]
+fn trellis_row(
+    words: &Words<'_>,
+    before: &[[u8; 4]],
+    now: &[[u8; 4]],
+    blocks: usize,
+    panel: &mut [[u8; BLOCK]],
+) {
+    let (step, window) = (words.step_bits, if words.is_wide() { 10 } else { 8 });
+    let mask = words.table.len() - 1;
+    for (row, out) in panel.chunks_exact_mut(blocks.max(1)).enumerate() {
+        let shift = 32 + step * (row + 1) - window;
+        for (out, (before, word)) in out.as_flattened_mut().iter_mut().zip(before.iter().zip(now)) {
+            let bits = u64::from(u32::from_le_bytes(*before)) | u64::from(u32::from_le_bytes(*word)) << 32;
+            *out = words.table.get((bits >> shift) as usize & mask).copied().unwrap_or(128);
+        }
+    }
+}
+
+/// Adds sums over the columns of weights times quantised activations to `lanes`: for each row of
+/// words and each token as many vectors as there are eights of rows, of each row two lanes.
+/// `panel` holds the weights of a row of words.
+#[inline(always)]
+pub(crate) fn trellis_fast(
+    words: &Words<'_>,
+    input: &Input<'_>,
+    panel: &mut [[u8; BLOCK]],
+    lanes: &mut [[f32; 16]],
+) {
+    let sets = words.rows() / 8;
+    let of_words = lanes.chunks_exact_mut((sets * input.tokens).max(1));
+    for ((before, now), lanes) in words.pairs().zip(of_words) {
+        trellis_row(words, before, now, input.blocks, panel);
+        for (row, weights) in panel.chunks_exact(input.blocks.max(1)).take(words.rows()).enumerate() {
+            for (token, lanes) in lanes.chunks_exact_mut(sets).enumerate() {
+                let Some(lanes) = lanes.get_mut(row / 8) else { continue };
+                let blocks = weights.iter().zip(input.quantised(token)).zip(input.scales(token));
+                for ((weights, q), scale) in blocks {
+                    let mut sums = [0i32; 2];
+                    let eights = weights.as_chunks::<8>().0.iter().zip(q.as_chunks::<8>().0);
+                    for (weights, q) in eights {
+                        for i in 0..8 {
+                            sums[i / 4] += i32::from(weights[i]) * i32::from(q[i]);
+                        }
+                    }
+                    // Values are stored plus 128; taken off in the first lane, as vectors do it.
+                    let all: i32 = q.iter().map(|q| i32::from(*q)).sum();
+                    sums[0] -= 128 * all;
+                    for (i, sum) in sums.into_iter().enumerate() {
+                        let lane = &mut lanes[row % 8 * 2 + i];
+                        *lane = (sum as f32).mul_add(*scale, *lane);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Values of a block over a scale of theirs, rounded to even: the values, the scale, and the sums of
+/// four.
+#[inline(always)]
+pub(crate) fn quantise(values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+    let mut largest = [0.0f32; 16];
+    for values in values.as_chunks::<16>().0 {
+        for (largest, v) in largest.iter_mut().zip(values) {
+            *largest = if v.abs() > *largest { v.abs() } else { *largest };
+        }
+    }
+    let largest = largest.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+    let scale = largest / 127.0;
+    let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+    let mut out = [0; BLOCK];
+    for (out, v) in out.iter_mut().zip(values) {
+        // Adding 1.5 * 2^23 leaves the integer that is nearest, ties to even, in the low bits.
+        let shifted = v * inverse + 12_582_912.0;
+        *out = shifted.to_bits() as u8 as i8;
+    }
+    (out, scale)
+}

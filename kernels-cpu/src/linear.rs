@@ -1,0 +1,352 @@
+//! A matrix to multiply with: terms between transforms.
+
+use crate::activations::Activations;
+use crate::arch::Simd;
+use crate::error::{Result, argument};
+use crate::hadamard;
+use crate::isa::Isa;
+use crate::node::{Node, Plan, TILE_ELEMS, each_tile};
+use crate::operands::{BLOCK, Input};
+use crate::scratch::Scratch;
+use crate::work::Work;
+use cmf_format::DType;
+use cmf_format::archive::MatrixView;
+use cmf_format::encoding::View;
+use cmf_format::encoding::sparse::Op;
+use cmf_format::transform::{Side, left_multiply};
+use core::ops::Range;
+use rayon::prelude::*;
+
+/// Products of weights and tokens below which one thread is faster than several.
+const FEW_PRODUCTS: usize = 1 << 18;
+/// Rows of a thread's part are a multiple: trellis paths have up to 32 rows in a word.
+const PART_ROWS: usize = 32;
+
+/// A matrix of a `.cmf`, ready to be multiplied with: y = x Wᵀ.
+///
+/// Packed bytes are read where they lie; only tables and other small parts are prepared, once. Another
+/// set of units is another [`MatrixView`], and so another value of this type, which costs no more than
+/// opening it.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    view: MatrixView<'a>,
+    /// Of each term.
+    plans: Vec<Plan>,
+    /// Whether products with terms can be added up: else rows of their sum are decoded.
+    by_terms: bool,
+    simd: Simd,
+}
+
+impl<'a> Linear<'a> {
+    /// Prepares the opened terms of `view` for the instruction set `isa`.
+    ///
+    /// # Errors
+    /// `Argument` when this machine lacks the instruction set.
+    pub fn new(view: MatrixView<'a>, isa: Isa) -> Result<Self> {
+        let simd = Simd::new(isa).ok_or_else(|| argument("isa", format!("{isa:?} is not available")))?;
+        let cols = view.cols();
+        let by_terms = view.terms().all(|(_, col, term)| {
+            let end = col.saturating_add(term.cols());
+            let replaces = matches!(term, View::Sparse(sparse) if sparse.descriptor().op == Op::Replace);
+            col.is_multiple_of(BLOCK) && (end == cols || end.is_multiple_of(BLOCK)) && !replaces
+        });
+        let plans = view.terms().map(|(_, _, term)| Plan::new(term)).collect();
+        Ok(Self { view, plans, by_terms, simd })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.view.rows()
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.view.cols()
+    }
+
+    /// What the matrix was made of.
+    pub fn view(&self) -> &MatrixView<'a> {
+        &self.view
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.simd.isa()
+    }
+
+    /// Whether activations that were loaded for `other` serve here too.
+    pub fn shares_input(&self, other: &Linear<'_>) -> bool {
+        self.cols() == other.cols() && self.view.input_transforms() == other.view.input_transforms()
+    }
+
+    /// y = x Wᵀ: `x` was loaded with this matrix's input-side transforms, `y` is
+    /// `[x.tokens(), rows]`, row-major. Work is shared by the threads of the rayon pool that this is
+    /// called in; values do not depend on their number.
+    ///
+    /// # Errors
+    /// `Argument` when shapes do not fit, `Value` when the payload breaks a rule of its encoding.
+    pub fn multiply(&self, x: &Activations, y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let (rows, tokens) = (self.rows(), x.tokens());
+        if x.cols() != self.cols() || y.len() != rows.saturating_mul(tokens) {
+            let problem =
+                format!("{} x {} by [{rows}, {}] into {} values", x.tokens(), x.cols(), self.cols(), y.len());
+            return Err(argument("activations", problem));
+        }
+        if y.is_empty() {
+            return Ok(());
+        }
+        match tokens {
+            1 => self.products(x, y, scratch)?,
+            _ => {
+                let mut products = core::mem::take(&mut scratch.products);
+                let turned = crate::work::sized(&mut products, y.len());
+                let done = self.products(x, turned, scratch);
+                transpose(turned, tokens, y);
+                scratch.products = products;
+                done?;
+            }
+        }
+        for y in y.chunks_exact_mut(rows) {
+            hadamard::apply_all(
+                self.simd,
+                self.view.output_transforms(),
+                Side::Output,
+                y,
+                &mut scratch.vector,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Products without the output-side transforms, `[rows, tokens]`.
+    fn products(&self, x: &Activations, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let (rows, tokens) = (self.rows(), x.tokens());
+        out.fill(0.0);
+        let products = rows.saturating_mul(self.cols()).saturating_mul(tokens);
+        let threads = if products < FEW_PRODUCTS { 1 } else { rayon::current_num_threads() };
+        let part = rows.div_ceil(threads).next_multiple_of(PART_ROWS);
+        let workers = scratch.workers(threads);
+        if let ([work, ..], true) = (&mut *workers, part >= rows) {
+            self.rows_of_products(0..rows, x, out, work)?;
+        } else {
+            let parts = out.par_chunks_mut(part * tokens).zip(workers.par_iter_mut()).enumerate();
+            parts.try_for_each(|(i, (out, work))| {
+                let start = i * part;
+                self.rows_of_products(start..start + out.len() / tokens, x, out, work)
+            })?;
+        }
+        let Some(work) = scratch.workers(1).first_mut() else { return Ok(()) };
+        self.each_term(|node, row, col| {
+            if !node.plan.is_whole() {
+                return Ok(());
+            }
+            let height = node.view.rows();
+            let out = out.get_mut(row * tokens..(row + height) * tokens).unwrap_or(&mut []);
+            node.multiply(0..height, &term_input(x, col, node.view.cols()), out, work)
+        })
+    }
+
+    /// Calls `f` with each term, its first row and its first column, if terms can be added up.
+    fn each_term(&self, mut f: impl FnMut(Node<'_, 'a>, usize, usize) -> Result<()>) -> Result<()> {
+        if !self.by_terms {
+            return Ok(());
+        }
+        for (i, ((row, col, view), plan)) in self.view.terms().zip(&self.plans).enumerate() {
+            f(Node { view, plan, simd: self.simd }, row, col)
+                .map_err(|e| e.within(format_args!("term {i}")))?;
+        }
+        Ok(())
+    }
+
+    /// Rows `rows` of the products.
+    fn rows_of_products(
+        &self,
+        rows: Range<usize>,
+        x: &Activations,
+        out: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let tokens = x.tokens();
+        if !self.by_terms {
+            let input = x.input(0..self.cols().div_ceil(BLOCK));
+            return each_tile(self.cols(), rows, &input, out, work, self.simd, &mut |rows, out, _| {
+                self.view.sum_rows(rows, out)
+            });
+        }
+        self.each_term(|node, row, col| {
+            let (start, end) = (rows.start.max(row), rows.end.min(row + node.view.rows()));
+            if start >= end || node.plan.is_whole() {
+                return Ok(());
+            }
+            let part = (start - rows.start) * tokens..(end - rows.start) * tokens;
+            let out = out.get_mut(part).unwrap_or(&mut []);
+            node.multiply(start - row..end - row, &term_input(x, col, node.view.cols()), out, work)
+        })
+    }
+
+    /// Decodes rows `rows` of W into `out`, row-major, to the bit as the reference decode does.
+    ///
+    /// # Errors
+    /// `Argument` when the matrix does not have these rows or `out` another length, `Value` when
+    /// the payload breaks a rule.
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let cols = self.cols();
+        let fits = rows.start <= rows.end && rows.end <= self.rows();
+        if !fits || Some(out.len()) != rows.len().checked_mul(cols) {
+            let problem = format!("{rows:?} of [{}, {cols}] into {} values", self.rows(), out.len());
+            return Err(argument("rows", problem));
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        let threads = match out.len() < FEW_PRODUCTS || !self.view.output_transforms().is_empty() {
+            true => 1,
+            false => rayon::current_num_threads(),
+        };
+        let part = rows.len().div_ceil(threads).next_multiple_of(PART_ROWS);
+        let workers = scratch.workers(threads);
+        match &mut *workers {
+            [work, ..] if part >= rows.len() => self.decode_part(rows, out, work),
+            _ => {
+                let parts = out.par_chunks_mut(part * cols).zip(workers.par_iter_mut()).enumerate();
+                parts.try_for_each(|(i, (out, work))| {
+                    let start = rows.start + i * part;
+                    self.decode_part(start..start + out.len() / cols, out, work)
+                })
+            }
+        }
+    }
+
+    fn decode_part(&self, rows: Range<usize>, out: &mut [f32], work: &mut Work) -> Result<()> {
+        let cols = self.cols();
+        left_multiply(self.view.output_transforms(), rows, cols, out, &mut |rows, out| {
+            self.sum_rows(rows, out, work)?;
+            let mut scratch = core::mem::take(&mut work.raw);
+            for row in out.chunks_exact_mut(cols) {
+                for transform in self.view.input_transforms().iter().rev() {
+                    let transform = core::slice::from_ref(transform);
+                    hadamard::apply_all(self.simd, transform, Side::Output, row, &mut scratch)?;
+                }
+            }
+            work.raw = scratch;
+            Ok(())
+        })
+    }
+
+    /// Rows of the sum of the terms, in the order of the terms.
+    fn sum_rows(&self, rows: Range<usize>, out: &mut [f32], work: &mut Work) -> Result<()> {
+        let cols = self.cols();
+        if !self.by_terms {
+            return self.view.sum_rows(rows, out);
+        }
+        let single = self.plans.len() == 1;
+        // The identity of IEEE addition: a single term keeps its negative zeros.
+        out.fill(-0.0);
+        self.each_term(|node, row, col| {
+            let (start, end) = (rows.start.max(row), rows.end.min(row + node.view.rows()));
+            if start >= end {
+                return Ok(());
+            }
+            let part = (start - rows.start) * cols..(end - rows.start) * cols;
+            let out = out.get_mut(part).unwrap_or(&mut []);
+            let width = node.view.cols();
+            if single && width == cols {
+                return node.decode(start - row..end - row, out, work);
+            }
+            let mut tile = core::mem::take(&mut work.tile);
+            let height = TILE_ELEMS.div_ceil(width.max(1));
+            let mut done = Ok(());
+            for (first, out) in (start..end).step_by(height).zip(out.chunks_mut(height * cols)) {
+                let own = first - row..(first + out.len() / cols) - row;
+                let needed = own.len() * width;
+                let values = crate::work::sized_with(&mut tile, needed.div_ceil(BLOCK), [0.0; BLOCK]);
+                let values = values.as_flattened_mut().get_mut(..needed).unwrap_or(&mut []);
+                done = node.decode(own, values, work);
+                for (values, out) in values.chunks_exact(width.max(1)).zip(out.chunks_exact_mut(cols)) {
+                    let out = out.get_mut(col..).unwrap_or(&mut []);
+                    out.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                }
+                if done.is_err() {
+                    break;
+                }
+            }
+            work.tile = tile;
+            done
+        })
+    }
+
+    /// As [`Linear::decode_rows`], rounded to elements of type `dtype`.
+    ///
+    /// # Errors
+    /// As [`Linear::decode_rows`], and `Argument` for a type that values cannot be rounded to.
+    pub fn decode_elements(
+        &self,
+        rows: Range<usize>,
+        dtype: DType,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let needed = rows.len().checked_mul(self.cols());
+        if needed.and_then(|n| n.checked_mul(dtype.bytes())) != Some(out.len()) {
+            return Err(argument("out", format!("{} bytes for {rows:?}", out.len())));
+        }
+        let mut values = core::mem::take(&mut scratch.products);
+        let values_of = crate::work::sized(&mut values, needed.unwrap_or(0));
+        let done = self.decode_rows(rows, values_of, scratch).and_then(|()| dtype.encode(values_of));
+        scratch.products = values;
+        out.copy_from_slice(&done?);
+        Ok(())
+    }
+
+    /// Decodes the rows `ids`, in this order, into `out`, `[ids.len(), cols]`: an embedding's gather.
+    ///
+    /// # Errors
+    /// As [`Linear::decode_rows`].
+    pub fn gather(&self, ids: &[u32], out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let cols = self.cols();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.rows()) {
+            return Err(argument("ids", format!("row {id} of {}", self.rows())));
+        }
+        if Some(out.len()) != ids.len().checked_mul(cols) {
+            return Err(argument("out", format!("{} values for {} rows of {cols}", out.len(), ids.len())));
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        let threads = if ids.len() < 8 { 1 } else { rayon::current_num_threads() };
+        let part = ids.len().div_ceil(threads).max(1);
+        let workers = scratch.workers(threads);
+        let parts = out.par_chunks_mut(part * cols).zip(ids.par_chunks(part)).zip(workers.par_iter_mut());
+        let rows = |out: &mut [f32], ids: &[u32], work: &mut Work| {
+            let rows = ids.iter().zip(out.chunks_exact_mut(cols));
+            rows.into_iter().try_for_each(|(id, out)| {
+                let row = *id as usize;
+                self.decode_part(row..row + 1, out, work)
+            })
+        };
+        if threads == 1 {
+            return parts.map(|((out, ids), work)| rows(out, ids, work)).collect();
+        }
+        parts.try_for_each(|((out, ids), work)| rows(out, ids, work))
+    }
+}
+
+/// The columns of a term.
+fn term_input(x: &Activations, col: usize, cols: usize) -> Input<'_> {
+    let first = col / BLOCK;
+    x.input(first..first + cols.div_ceil(BLOCK))
+}
+
+/// `[rows, tokens]` to `[tokens, rows]`.
+fn transpose(products: &[f32], tokens: usize, out: &mut [f32]) {
+    const TILE: usize = 16;
+    let rows = products.len() / tokens.max(1);
+    for row in (0..rows).step_by(TILE) {
+        for token in 0..tokens {
+            let end = rows.min(row + TILE);
+            let from = products.get(row * tokens + token..).unwrap_or(&[]).iter().step_by(tokens);
+            let to = out.get_mut(token * rows + row..token * rows + end).unwrap_or(&mut []);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `trellis`: paths down the columns with a table of small integers.
+
+use super::{Plan as AnyPlan, read_child};
+use crate::arch::{self, Simd};
+use crate::error::Result;
+use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Words, Zero};
+use crate::work::{Work, sized, sized_with};
+use cmf_format::encoding::trellis::{Axis, View};
+use core::ops::Range;
+
+/// Rows of words that are summed at a time.
+const WORD_ROWS: usize = 8;
+
+/// What is prepared of a node.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Values plus 128 of windows of 8 bits, or of 10.
+    table: Box<[u8]>,
+    step_bits: usize,
+    scale_rows: usize,
+    scale: Box<AnyPlan>,
+}
+
+/// Some rows of words of a path and the rows of the matrix that are wanted of them.
+struct Part<'k> {
+    words: Words<'k>,
+    /// Rows before the first wanted one.
+    skip: usize,
+    /// Wanted rows.
+    rows: Range<usize>,
+}
+
+impl Plan {
+    /// `None` for what the kernels do not do: paths along rows, steps of 3 bits, windows of more than
+    /// 10, values that are no signed bytes, more than one scale a row.
+    pub(super) fn new(view: &View<'_>) -> Option<Self> {
+        let descriptor = view.descriptor();
+        let state_bits = u32::from(descriptor.state_bits);
+        let table = view.table()?;
+        let fits = descriptor.axis == Axis::Down && [1, 2, 4].contains(&descriptor.step_bits);
+        if !fits || state_bits > 10 || view.scale().cols() != 1 || view.rows() == 0 {
+            return None;
+        }
+        let mut values = vec![0.0; table.cols()];
+        table.decode_rows(0..1, &mut values).ok()?;
+        let bytes = values.iter().map(|v| {
+            let byte = *v as i8;
+            (f32::from(byte).to_bits() == v.to_bits()).then_some((byte as u8).wrapping_add(128))
+        });
+        let bytes = bytes.collect::<Option<Vec<u8>>>()?;
+        // A shorter window is the upper bits of a longer one.
+        let window = if state_bits <= 8 { 8 } else { 10 };
+        let table = (0..1usize << window).map(|w| bytes.get(w >> (window - state_bits)).copied());
+        Some(Self {
+            table: table.collect::<Option<_>>()?,
+            step_bits: descriptor.step_bits.into(),
+            scale_rows: match descriptor.scale_rows as usize {
+                0 => view.rows(),
+                n => n,
+            },
+            scale: Box::new(AnyPlan::new(view.scale())),
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+    pub(super) fn multiply(
+        &self,
+        simd: Simd,
+        view: &View<'_>,
+        rows: Range<usize>,
+        input: &Input<'_>,
+        is_fast: bool,
+        out: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        if !is_fast {
+            return self.each_row_of_words(simd, view, rows, input.tokens, out, work, &mut |codes, out| {
+                arch::exact(simd, &codes, input, out);
+            });
+        }
+        let (tokens, height) = (input.tokens, 32 / self.step_bits);
+        let sets = height / 8;
+        let (mut panel, mut lanes) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.lanes));
+        let panel_row = sized_with(&mut panel, height * input.blocks, [0; BLOCK]);
+        let first = rows.start;
+        let done = self.each_part(simd, view, rows, WORD_ROWS, work, &mut |part, scales| {
+            let count = part.words.pairs().count() * tokens * sets;
+            let lanes = sized(&mut lanes, count);
+            lanes.fill([0.0; 16]);
+            arch::trellis_fast(simd, &part.words, input, panel_row, lanes);
+            let outs = out.chunks_exact_mut(tokens).skip(part.rows.start - first);
+            for ((row, out), scale) in (part.skip..).zip(outs).zip(scales) {
+                let (word, set, lane) = (row / height, row % height / 8, row % 8 * 2);
+                for (token, out) in out.iter_mut().enumerate() {
+                    if let Some(lanes) = lanes.get((word * tokens + token) * sets + set) {
+                        *out += (lanes[lane] + lanes[lane + 1]) * scale;
+                    }
+                }
+            }
+        });
+        (work.panel, work.lanes) = (panel, lanes);
+        done
+    }
+
+    pub(super) fn decode(
+        &self,
+        simd: Simd,
+        view: &View<'_>,
+        rows: Range<usize>,
+        out: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let cols = view.cols();
+        self.each_row_of_words(simd, view, rows, cols, out, work, &mut |codes, out| {
+            arch::decode(simd, &codes, cols, out);
+        })
+    }
+
+    /// Hands the values of a row of words at a time, as codes, to `kernel`, and their part of `out`,
+    /// which has `width` values a row.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+    fn each_row_of_words(
+        &self,
+        simd: Simd,
+        view: &View<'_>,
+        rows: Range<usize>,
+        width: usize,
+        out: &mut [f32],
+        work: &mut Work,
+        kernel: &mut dyn FnMut(Codes<'_>, &mut [f32]),
+    ) -> Result<()> {
+        let blocks = view.cols().div_ceil(BLOCK);
+        let (mut panel, mut spread) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.scales));
+        let first = rows.start;
+        let done = self.each_part(simd, view, rows, 1, work, &mut |part, scales| {
+            let panel = sized_with(&mut panel, part.words.rows() * blocks, [0; BLOCK]);
+            arch::trellis(simd, &part.words, blocks, panel);
+            let granules = blocks.next_multiple_of(2) * GRANULES;
+            let spread = sized(&mut spread, scales.len() * granules);
+            for (out, scale) in spread.chunks_exact_mut(granules.max(1)).zip(scales) {
+                out.fill(*scale);
+            }
+            let codes = Codes {
+                bits: 8,
+                bytes: panel.get(part.skip * blocks..).unwrap_or(&[]).as_flattened(),
+                row_bytes: blocks * BLOCK,
+                rows: scales.len(),
+                blocks,
+                group_granules: granules,
+                map: Map::Signed(-128),
+                scales: spread,
+                zeros: &[],
+                zero: Zero::None,
+            };
+            let start = (part.rows.start - first) * width;
+            let end = start + part.rows.len() * width;
+            kernel(codes, out.get_mut(start..end).unwrap_or(&mut []));
+        });
+        (work.panel, work.scales) = (panel, spread);
+        done
+    }
+
+    /// Splits rows into parts of up to `word_rows` rows of words, each of one path, and hands each
+    /// with the scales of its rows to `kernel`.
+    fn each_part(
+        &self,
+        simd: Simd,
+        view: &View<'_>,
+        rows: Range<usize>,
+        word_rows: usize,
+        work: &mut Work,
+        kernel: &mut dyn FnMut(Part<'_>, &[f32]),
+    ) -> Result<()> {
+        let (cols, elems) = (view.cols(), view.path_elems());
+        if rows.is_empty() || cols == 0 {
+            return Ok(());
+        }
+        let (mut raw, mut wrap) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.wrap));
+        let scales = view.scale();
+        let done =
+            read_child(simd, scales, &self.scale, rows.clone(), self.scale_rows, &mut raw, work.below());
+        let height = 32 / self.step_bits;
+        let all = view.paths().as_chunks::<4>().0;
+        let mut row = rows.start;
+        while row < rows.end && done.is_ok() {
+            let (path, in_path) = (row / elems, row % elems);
+            let length = elems.min(view.rows() - path * elems);
+            let words = (length * self.step_bits).div_ceil(32);
+            let start = path * view.path_words() * cols;
+            let of_path = all.get(start..start + words * cols).unwrap_or(&[]);
+            let first = in_path / height;
+            let end = words.min(first + word_rows);
+            let last_row = rows.end.min(path * elems + length.min(end * height));
+            let before = match first {
+                0 => {
+                    wrap_around(of_path, cols, length * self.step_bits, sized(&mut wrap, cols));
+                    wrap.get(..cols).unwrap_or(&[])
+                }
+                _ => of_path.get((first - 1) * cols..first * cols).unwrap_or(&[]),
+            };
+            let part = Part {
+                words: Words {
+                    before,
+                    words: of_path.get(first * cols..end * cols).unwrap_or(&[]),
+                    cols,
+                    step_bits: self.step_bits,
+                    table: &self.table,
+                },
+                skip: in_path - first * height,
+                rows: row..last_row,
+            };
+            kernel(part, raw.get(row - rows.start..last_row - rows.start).unwrap_or(&[]));
+            row = last_row;
+        }
+        (work.raw, work.wrap) = (raw, wrap);
+        done
+    }
+}
+
+/// The 32 bits that come before each path of `path_bits` bits, at least 1: those at its end.
+fn wrap_around(path: &[[u8; 4]], cols: usize, path_bits: usize, out: &mut [[u8; 4]]) {
+    let mut rows = path.rchunks_exact(cols.max(1));
+    let (last, second) = (rows.next().unwrap_or(&[]), rows.next());
+    let used = match path_bits % 32 {
+        0 => 32,
+        used => used as u32,
+    };
+    for (j, (out, last)) in out.iter_mut().zip(last).enumerate() {
+        let last = u32::from_le_bytes(*last);
+        let second = second.and_then(|row| row.get(j)).map(|word| u32::from_le_bytes(*word));
+        let bits = match second {
+            _ if used == 32 => last,
+            Some(second) => last << (32 - used) | second >> used,
+            // A short ring goes round several times.
+            None => (0..32).fold(0, |bits, i| {
+                let from = used - 1 - i % used;
+                bits | (last >> from & 1) << (31 - i)
+            }),
+        };
+        *out = bits.to_le_bytes();
+    }
+}

@@ -1,0 +1,232 @@
+//! What kernels read: codes of some rows, words of trellis paths, activations.
+
+/// Columns that share a scale of quantised activations; vectors are padded with zeros to a multiple.
+pub(crate) const BLOCK: usize = 64;
+/// Columns for which a scale and a zero point of weights are spread out.
+pub(crate) const GRANULE: usize = 16;
+/// Granules of a block.
+pub(crate) const GRANULES: usize = BLOCK / GRANULE;
+
+/// What a code means before zero and scale.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Map<'k> {
+    /// `code + offset`, which fits a signed byte for every code.
+    Signed(i16),
+    /// Entry `code`.
+    Values(&'k [f32; 256]),
+}
+
+/// How a zero point is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zero {
+    /// Not at all.
+    None,
+    /// Subtracted before the scale.
+    Subtract,
+    /// Added after the scale.
+    Add,
+}
+
+/// Rows of codes with a scale, and perhaps a zero point, for each granule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Codes<'k> {
+    /// Bits of a code, 1 to 8.
+    pub(crate) bits: usize,
+    /// From the first row on, perhaps with more behind the last row; rows lie `row_bytes` apart.
+    pub(crate) bytes: &'k [u8],
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    /// Blocks of a row: `BLOCK` columns each, of which the last may have fewer.
+    pub(crate) blocks: usize,
+    /// Granules of a group, at least 1; of a short last group, too.
+    pub(crate) group_granules: usize,
+    pub(crate) map: Map<'k>,
+    /// `[rows, pairs of blocks * 2 * GRANULES]`, 0 beyond the last column.
+    pub(crate) scales: &'k [f32],
+    /// As `scales`, unless `zero` is none.
+    pub(crate) zeros: &'k [f32],
+    pub(crate) zero: Zero,
+}
+
+impl<'k> Codes<'k> {
+    /// The bytes from row `row` on.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'k [u8] {
+        self.bytes.get(row * self.row_bytes..).unwrap_or(&[])
+    }
+
+    /// The bytes of row `row`.
+    #[inline(always)]
+    pub(crate) fn own_row(&self, row: usize) -> &'k [u8] {
+        let bytes = self.row(row);
+        bytes.get(..self.row_bytes).unwrap_or(bytes)
+    }
+
+    /// Blocks of a row of scales.
+    #[inline(always)]
+    pub(crate) fn stride(&self) -> usize {
+        self.blocks.next_multiple_of(2)
+    }
+
+    #[inline(always)]
+    fn part<'v>(&self, values: &'v [f32], row: usize) -> &'v [[f32; GRANULES]] {
+        let of = values.as_chunks().0;
+        of.get(row * self.stride()..(row + 1) * self.stride()).unwrap_or(&[])
+    }
+
+    /// The scales of row `row`, block by block.
+    #[inline(always)]
+    pub(crate) fn scales(&self, row: usize) -> &'k [[f32; GRANULES]] {
+        self.part(self.scales, row)
+    }
+
+    /// The zero points of row `row`, block by block.
+    #[inline(always)]
+    pub(crate) fn zeros(&self, row: usize) -> &'k [[f32; GRANULES]] {
+        self.part(self.zeros, row)
+    }
+}
+
+/// The type of elements that are multiplied with as they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl Element {
+    #[inline(always)]
+    pub(crate) fn bytes(self) -> usize {
+        if self == Element::F32 { 4 } else { 2 }
+    }
+}
+
+/// Rows of elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Elements<'k> {
+    pub(crate) element: Element,
+    /// Whole rows, one after the other.
+    pub(crate) bytes: &'k [u8],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl<'k> Elements<'k> {
+    /// The bytes of row `row`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'k [u8] {
+        let bytes = self.cols * self.element.bytes();
+        self.bytes.get(row * bytes..(row + 1) * bytes).unwrap_or(&[])
+    }
+}
+
+/// Activations, `tokens` vectors of `blocks * BLOCK` values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Input<'k> {
+    pub(crate) tokens: usize,
+    /// Blocks of a vector from the first column that is multiplied with on.
+    pub(crate) blocks: usize,
+    /// Blocks from one vector to the next, an even number.
+    pub(crate) stride: usize,
+    pub(crate) values: &'k [[f32; BLOCK]],
+    /// `values` over their block's scale, rounded; empty unless they are quantised.
+    pub(crate) quantised: &'k [[i8; BLOCK]],
+    /// The same, of each pair of blocks first the even columns, then the odd ones. Empty where the
+    /// first block is the second of a pair.
+    pub(crate) halves: &'k [[i8; BLOCK]],
+    /// A scale for each block.
+    pub(crate) scales: &'k [f32],
+    /// The sums of the quantised values of each granule.
+    pub(crate) sums: &'k [[i32; GRANULES]],
+    /// `sums` times the block's scale.
+    pub(crate) granule_sums: &'k [[f32; GRANULES]],
+}
+
+impl<'k> Input<'k> {
+    #[inline(always)]
+    fn part<'v, T>(&self, of: &'v [T], token: usize) -> &'v [T] {
+        let start = token * self.stride;
+        of.get(start..start + self.blocks).unwrap_or(&[])
+    }
+
+    #[inline(always)]
+    pub(crate) fn values(&self, token: usize) -> &'k [[f32; BLOCK]] {
+        self.part(self.values, token)
+    }
+
+    #[inline(always)]
+    pub(crate) fn quantised(&self, token: usize) -> &'k [[i8; BLOCK]] {
+        self.part(self.quantised, token)
+    }
+
+    #[inline(always)]
+    pub(crate) fn scales(&self, token: usize) -> &'k [f32] {
+        self.part(self.scales, token)
+    }
+
+    #[inline(always)]
+    pub(crate) fn sums(&self, token: usize) -> &'k [[i32; GRANULES]] {
+        self.part(self.sums, token)
+    }
+
+    /// Pairs of blocks: even columns, odd columns, and the scales of both blocks.
+    #[inline(always)]
+    pub(crate) fn pairs(&self, token: usize) -> (&'k [[[i8; BLOCK]; 2]], &'k [[f32; 2]]) {
+        let start = token * self.stride;
+        let blocks = start..start + self.blocks.next_multiple_of(2);
+        let halves = self.halves.get(blocks.clone()).unwrap_or(&[]);
+        (halves.as_chunks().0, self.scales.get(blocks).unwrap_or(&[]).as_chunks().0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn granule_sums(&self, token: usize) -> &'k [[f32; GRANULES]] {
+        self.part(self.granule_sums, token)
+    }
+}
+
+/// Rows of words of trellis paths down the columns: 32 bits of each column a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words<'k> {
+    /// The words before the first row: what its first windows reach back to.
+    pub(crate) before: &'k [[u8; 4]],
+    /// Whole rows, one after the other.
+    pub(crate) words: &'k [[u8; 4]],
+    pub(crate) cols: usize,
+    /// Bits of a weight: 1, 2 or 4.
+    pub(crate) step_bits: usize,
+    /// Values of all windows plus 128; 256 of them for windows of 8 bits, 1024 for windows of 10.
+    pub(crate) table: &'k [u8],
+}
+
+impl<'k> Words<'k> {
+    /// Each row of words with the one before it.
+    #[inline(always)]
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'k [[u8; 4]], &'k [[u8; 4]])> {
+        let rows = self.words.chunks_exact(self.cols.max(1));
+        core::iter::once(self.before).chain(rows.clone()).zip(rows)
+    }
+
+    /// Weights of a word.
+    #[inline(always)]
+    pub(crate) fn rows(&self) -> usize {
+        32 / self.step_bits
+    }
+
+    /// Whether windows have 10 bits, not 8.
+    #[inline(always)]
+    pub(crate) fn is_wide(&self) -> bool {
+        self.table.len() > 256
+    }
+}
+
+/// Sums of 8 lanes and of 16 are taken by halves, so that every instruction set adds alike.
+#[inline(always)]
+pub(crate) fn sum_lanes(mut lanes: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}

@@ -1,0 +1,371 @@
+//! Every encoding on every instruction set against the reference decode.
+
+mod common;
+
+use cmf_format::DType;
+use cmf_format::encoding::grouped::{CodeMap, Minifloat, ZeroOp};
+use cmf_format::encoding::trellis::Axis;
+use cmf_format::encoding::{codebook, lossless, low_rank, nested, sign_low_rank, sparse};
+use cmf_format::write::TransformEntry;
+use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
+use common::*;
+
+const QUANTISES: Expect = Expect { roundings: 0, quantises: true };
+const EXACT: Expect = Expect { roundings: 0, quantises: false };
+
+/// Around what kernels take at a time.
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (3, 15), (4, 16), (5, 63), (17, 64), (33, 65), (40, 130), (7, 576), (66, 192)];
+
+#[test]
+fn grouped_codes_of_every_width() -> Result {
+    isas();
+    for bits in 1..=8 {
+        for (rows, cols) in SHAPES {
+            let node = Grouped::symmetric(bits, 32).node(rows, cols, &mut Numbers(u64::from(bits)))?;
+            check(Parts::of(node), rows, cols, 7, QUANTISES)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn grouped_groups_of_every_size() -> Result {
+    for group_cols in [16, 32, 48, 64, 96, 128, 256, 0] {
+        for group_rows in [1, 3, 0] {
+            for twice in [false, true] {
+                let own = Grouped { group_rows, twice, ..Grouped::symmetric(4, group_cols) };
+                check(Parts::of(own.node(21, 330, &mut Numbers(3))?), 21, 330, 9, QUANTISES)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn grouped_zero_points() -> Result {
+    for zero in [ZeroOp::Subtract, ZeroOp::Add] {
+        for (bits, group_cols, twice) in [(2, 16, false), (4, 32, true), (4, 64, false), (8, 0, false)] {
+            let map = CodeMap::Integer { offset: if bits == 8 { -128 } else { 0 } };
+            let own = Grouped { zero, twice, map, ..Grouped::symmetric(bits, group_cols) };
+            for (rows, cols) in [(21, 330), (4, 64), (1, 17)] {
+                let node = own.node(rows, cols, &mut Numbers(5))?;
+                // What is subtracted is larger than the weight that is left.
+                check(Parts::of(node), rows, cols, 9, Expect { roundings: 2000, quantises: true })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn grouped_tables_and_small_floats() -> Result {
+    let maps = [
+        (4, CodeMap::Table),
+        (6, CodeMap::Table),
+        (4, CodeMap::Minifloat(Minifloat::E2M1)),
+        (6, CodeMap::Minifloat(Minifloat::E3M2)),
+        (8, CodeMap::Integer { offset: 0 }),
+        (5, CodeMap::Integer { offset: 1000 }),
+    ];
+    for (bits, map) in maps {
+        let node = Grouped { map, ..Grouped::symmetric(bits, 32) }.node(13, 165, &mut Numbers(11))?;
+        check(Parts::of(node), 13, 165, 9, EXACT)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn grouped_that_no_kernel_is_made_for() -> Result {
+    let node = Grouped::symmetric(3, 20).node(9, 77, &mut Numbers(11))?;
+    check(Parts::of(node), 9, 77, 9, EXACT)
+}
+
+#[test]
+fn denormal_scales() -> Result {
+    let node = Grouped { scale: 1e-7, ..Grouped::symmetric(4, 32) }.node(9, 96, &mut Numbers(13))?;
+    check(Parts::of(node), 9, 96, 9, QUANTISES)
+}
+
+#[test]
+fn trellis_windows_and_steps() -> Result {
+    for state_bits in [6, 8, 9, 10] {
+        for step_bits in [1, 2, 4] {
+            for (rows, cols) in [(1, 1), (3, 17), (16, 64), (33, 65), (70, 200)] {
+                let own = Trellis { state_bits, step_bits, ..Trellis::PLAIN };
+                let node = own.node(rows, cols, &mut Numbers(1))?;
+                check(Parts::of(node), rows, cols, 3, QUANTISES)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn trellis_paths_and_scales() -> Result {
+    for path_elems in [0, 5, 16, 20, 33] {
+        for scale_rows in [0, 1, 32] {
+            let own = Trellis { path_elems, scale_rows, ..Trellis::PLAIN };
+            check(Parts::of(own.node(75, 40, &mut Numbers(2))?), 75, 40, 3, QUANTISES)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn trellis_that_no_kernel_is_made_for() -> Result {
+    let along = Trellis { axis: Axis::Along, ..Trellis::PLAIN };
+    let three = Trellis { step_bits: 3, ..Trellis::PLAIN };
+    let long = Trellis { state_bits: 12, ..Trellis::PLAIN };
+    let sums = Trellis { state_bits: 12, table: DType::F64, ..Trellis::PLAIN };
+    let large = Trellis { table: DType::F32, ..Trellis::PLAIN };
+    for own in [along, three, long, sums] {
+        check(Parts::of(own.node(37, 70, &mut Numbers(2))?), 37, 70, 3, EXACT)?;
+    }
+    check(Parts::of(large.node(37, 70, &mut Numbers(2))?), 37, 70, 3, QUANTISES)
+}
+
+#[test]
+fn dense_elements() -> Result {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::I8] {
+        for (rows, cols) in SHAPES {
+            let node = plain(dtype, rows, cols, &Numbers(1).values(rows * cols, 3.0))?;
+            check(Parts::of(node), rows, cols, 3, EXACT)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn factors() -> Result {
+    let mut numbers = Numbers(4);
+    let (rows, cols, rank) = (37, 70, 5);
+    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
+    let b = plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?;
+    let node = low_rank::pack(a, b)?;
+    // Products of factors are not those of their product, whose sums may be small.
+    check(Parts::of(node), rows, cols, 3, Expect { roundings: 2000, quantises: false })
+}
+
+#[test]
+fn signs_with_magnitudes() -> Result {
+    let mut numbers = Numbers(4);
+    let (rows, cols, rank) = (37, 70, 5);
+    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
+    let b = plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?;
+    let positive: Vec<bool> = (0..rows * cols).map(|_| numbers.byte(2) == 1).collect();
+    let node = sign_low_rank::pack(&positive, a, b)?;
+    check(Parts::of(node), rows, cols, 3, EXACT)
+}
+
+#[test]
+fn nested_levels() -> Result {
+    let mut numbers = Numbers(4);
+    let (rows, cols) = (19, 70);
+    let codes: Vec<u8> = (0..rows * cols).map(|_| numbers.byte(16)).collect();
+    let planes = nested::planes(&codes, cols, 4)?;
+    let table = plain(DType::F16, rows, 16, &numbers.values(rows * 16, 1.0))?;
+    let level = nested::LevelData {
+        level: nested::Level {
+            bits: 4,
+            map: nested::Map::Table,
+            rounding: nested::Rounding::Floor,
+            group_cols: 0,
+        },
+        children: vec![table.into()],
+    };
+    let node = nested::pack(rows as u64, cols as u64, &planes, &level, None)?;
+    check(Parts::of(node), rows, cols, 3, EXACT)
+}
+
+#[test]
+fn codebooks() -> Result {
+    let mut numbers = Numbers(4);
+    let (rows, cols) = (19, 72);
+    let descriptor = codebook::Descriptor {
+        bits: 6,
+        codebooks: 2,
+        vector_rows: 1,
+        vector_cols: 8,
+        has_scale: true,
+        scale_cols: 0,
+    };
+    let codes: Vec<u16> = (0..rows * cols / 8 * 2).map(|_| numbers.byte(64).into()).collect();
+    let entries = plain(DType::F16, 128, 8, &numbers.values(128 * 8, 1.0))?;
+    let scale = plain(DType::F16, rows, 1, &numbers.values(rows, 1.0))?;
+    let node = codebook::pack(&descriptor, rows as u64, cols as u64, &codes, entries, Some(scale.into()))?;
+    check(Parts::of(node), rows, cols, 3, EXACT)
+}
+
+#[test]
+fn lossless_elements() -> Result {
+    let (rows, cols) = (19, 70);
+    let bytes = DType::BF16.encode(&Numbers(4).values(rows * cols, 1.0))?;
+    let node = lossless::pack(DType::BF16, rows as u64, cols as u64, &bytes)?;
+    check(Parts::of(node), rows, cols, 3, EXACT)
+}
+
+/// Positions of every tenth element.
+fn outliers(op: sparse::Op, rows: usize, cols: usize) -> Result<cmf_format::NodeData> {
+    let listed = |row: usize, col: usize| (row * cols + col) % 10 == 3;
+    let positions = sparse::Positions::from_mask(rows, cols, sparse::Block::ONE, listed)?;
+    let count = positions.columns.len();
+    let values = plain(DType::F16, count, 1, &Numbers(6).values(count, 1.0))?;
+    Ok(sparse::pack_csr(op, rows as u64, cols as u64, &positions, values)?)
+}
+
+#[test]
+fn outliers_beside_codes() -> Result {
+    let (rows, cols) = (19, 70);
+    for op in [sparse::Op::Add, sparse::Op::Replace] {
+        let mut parts = Parts::of(Grouped::symmetric(4, 32).node(rows, cols, &mut Numbers(1))?);
+        parts.terms.push((0, 0, outliers(op, rows, cols)?));
+        check(parts, rows, cols, 3, Expect { roundings: 2000, quantises: true })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn terms_at_their_places() -> Result {
+    let mut numbers = Numbers(1);
+    let (rows, cols) = (50, 200);
+    let terms = vec![
+        (0, 0, Trellis::PLAIN.node(37, cols, &mut numbers)?),
+        (37, 0, Trellis { state_bits: 10, ..Trellis::PLAIN }.node(13, cols, &mut numbers)?),
+        (3, 64, Grouped::symmetric(4, 16).node(30, 136, &mut numbers)?),
+        (9, 128, Grouped::symmetric(3, 32).node(11, 64, &mut numbers)?),
+    ];
+    let loose = Expect { roundings: 2000, quantises: true };
+    check(Parts { terms, ..Parts::default() }, rows, cols, 3, loose)?;
+    // Where blocks of activations do not meet those of a term.
+    let odd = vec![
+        (0, 0, Trellis::PLAIN.node(rows, cols, &mut numbers)?),
+        (4, 33, Grouped::symmetric(4, 16).node(30, 100, &mut numbers)?),
+    ];
+    check(Parts { terms: odd, ..Parts::default() }, rows, cols, 3, loose)
+}
+
+#[test]
+fn transforms_of_both_sides() -> Result {
+    let (rows, cols) = (48, 192);
+    let permuted: Vec<u8> = (0..cols as u32).rev().flat_map(u32::to_le_bytes).collect();
+    let scale = plain(DType::F32, 1, rows, &Numbers(2).values(rows, 1.0))?;
+    let parts = Parts {
+        input: vec![
+            TransformEntry::Permute(permuted.into()),
+            TransformEntry::SignHadamard { block: 64, seed: 5 },
+        ],
+        output: vec![
+            TransformEntry::SignHadamard { block: 16, seed: 6 },
+            TransformEntry::Scale(scale.into()),
+        ],
+        ..Parts::of(Trellis::PLAIN.node(rows, cols, &mut Numbers(1))?)
+    };
+    let bytes = parts.archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let mut w = vec![0.0; rows * cols];
+    view(&archive)?.decode_rows(0..rows, &mut w)?;
+    let x = Numbers(3).values(2 * cols, 1.0);
+    let (y, _) = reference(&w, cols, &x);
+    let norm = y.iter().map(|y| y * y).sum::<f64>().sqrt();
+    for isa in isas() {
+        let linear = Linear::new(view(&archive)?, isa)?;
+        let mut decoded = vec![0.0; rows * cols];
+        linear.decode_rows(0..rows, &mut decoded, &mut Scratch::new())?;
+        assert_eq!(bits(&decoded), bits(&w), "{isa:?}");
+        for (precision, most) in [(Precision::Exact, 1e-6), (Precision::Fast, 0.02)] {
+            let got = multiply(&linear, &x, precision, &mut Scratch::new())?;
+            let errors = got.iter().zip(&y).map(|(got, y)| (f64::from(*got) - y).powi(2));
+            let error = errors.sum::<f64>().sqrt() / norm;
+            assert!(error < most, "{isa:?} {precision:?}: {error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_change_nothing() -> Result {
+    let (rows, cols) = (700, 576);
+    let mut numbers = Numbers(1);
+    let terms = vec![
+        (0, 0, Trellis { state_bits: 10, ..Trellis::PLAIN }.node(rows, cols, &mut numbers)?),
+        (0, 0, Grouped::symmetric(4, 32).node(rows, cols, &mut numbers)?),
+    ];
+    let bytes = Parts { terms, ..Parts::default() }.archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let linear = Linear::new(view(&archive)?, Isa::detect())?;
+    let x = numbers.values(3 * cols, 1.0);
+    for precision in [Precision::Exact, Precision::Fast] {
+        let mut results = Vec::new();
+        for threads in [1, 2, 3, 7] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+            let y = pool.install(|| {
+                multiply(&linear, &x, precision, &mut Scratch::new()).map_err(|e| e.to_string())
+            })?;
+            results.push(bits(&y));
+        }
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+    Ok(())
+}
+
+#[test]
+fn tokens_change_nothing_in_exact_products() -> Result {
+    let (rows, cols) = (40, 200);
+    let node = Grouped::symmetric(4, 32).node(rows, cols, &mut Numbers(1))?;
+    let bytes = Parts::of(node).archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let linear = Linear::new(view(&archive)?, Isa::detect())?;
+    let x = Numbers(2).values(9 * cols, 1.0);
+    let mut scratch = Scratch::new();
+    let together = multiply(&linear, &x, Precision::Exact, &mut scratch)?;
+    for (x, y) in x.chunks(cols).zip(together.chunks(rows)) {
+        assert_eq!(bits(&multiply(&linear, x, Precision::Exact, &mut scratch)?), bits(y));
+    }
+    Ok(())
+}
+
+#[test]
+fn buffers_stop_growing() -> Result {
+    let (rows, cols) = (64, 576);
+    let node = Grouped { twice: true, ..Grouped::symmetric(4, 32) }.node(rows, cols, &mut Numbers(1))?;
+    let bytes = Parts::of(node).archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let linear = Linear::new(view(&archive)?, Isa::detect())?;
+    let x = Numbers(2).values(4 * cols, 1.0);
+    let mut scratch = Scratch::new();
+    multiply(&linear, &x, Precision::Fast, &mut scratch)?;
+    let bytes = scratch.bytes();
+    multiply(&linear, &x, Precision::Fast, &mut scratch)?;
+    assert!(bytes > 0);
+    assert_eq!(scratch.bytes(), bytes);
+    Ok(())
+}
+
+#[test]
+fn rejects_other_shapes() -> Result {
+    let bytes = Parts::of(plain(DType::F32, 2, 3, &[0.0; 6])?).archive(2, 3)?;
+    let archive = parse(&bytes)?;
+    let isa = Isa::detect();
+    let linear = Linear::new(view(&archive)?, isa)?;
+    let (mut x, mut scratch) = (Activations::new(), Scratch::new());
+    assert!(x.load(&[0.0; 5], 3, &[], Precision::Exact, isa).is_err());
+    x.load(&[0.0; 4], 4, &[], Precision::Exact, isa)?;
+    assert!(linear.multiply(&x, &mut [0.0; 2], &mut scratch).is_err());
+    x.load(&[0.0; 3], 3, &[], Precision::Exact, isa)?;
+    assert!(linear.multiply(&x, &mut [0.0; 3], &mut scratch).is_err());
+    assert!(linear.decode_rows(1..3, &mut [0.0; 6], &mut scratch).is_err());
+    assert!(linear.gather(&[2], &mut [0.0; 3], &mut scratch).is_err());
+    Ok(())
+}
+
+#[test]
+fn rejects_an_instruction_set_that_is_not_here() -> Result {
+    let bytes = Parts::of(plain(DType::F32, 2, 3, &[0.0; 6])?).archive(2, 3)?;
+    let archive = parse(&bytes)?;
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        assert!(Linear::new(view(&archive)?, isa).is_err());
+        assert!(Activations::new().load(&[0.0], 1, &[], Precision::Exact, isa).is_err());
+    }
+    Ok(())
+}
