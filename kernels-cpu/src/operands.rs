@@ -43,9 +43,31 @@ pub(crate) struct Codes<'k> {
     pub(crate) map: Map<'k>,
     /// `[rows, pairs of blocks * 2 * GRANULES]`, 0 beyond the last column.
     pub(crate) scales: &'k [f32],
+    /// The scales as they are stored, where that is simple. `scales` may then be empty for kernels of
+    /// few tokens.
+    pub(crate) stored: Option<StoredScales<'k>>,
     /// As `scales`, unless `zero` is none.
     pub(crate) zeros: &'k [f32],
     pub(crate) zero: Zero,
+}
+
+/// Scales of f16, one for each group of a row, row after row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredScales<'k> {
+    /// From the first row on.
+    pub(crate) values: &'k [[u8; 2]],
+    /// Groups of a row.
+    pub(crate) groups: usize,
+    /// A group has 2 to this power granules.
+    pub(crate) granules_log: u32,
+}
+
+impl<'k> StoredScales<'k> {
+    /// The scales of row `row`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'k [[u8; 2]] {
+        self.values.get(row * self.groups..(row + 1) * self.groups).unwrap_or(&[])
+    }
 }
 
 impl<'k> Codes<'k> {
@@ -195,7 +217,7 @@ pub(crate) struct Words<'k> {
     pub(crate) cols: usize,
     /// Bits of a weight: 1, 2 or 4.
     pub(crate) step_bits: usize,
-    /// Values of all windows plus 128; 256 of them for windows of 8 bits, 1024 for windows of 10.
+    /// Values of all windows plus 128, for windows of 6, 7, 8 or 10 bits.
     pub(crate) table: &'k [u8],
 }
 
@@ -213,10 +235,10 @@ impl<'k> Words<'k> {
         32 / self.step_bits
     }
 
-    /// Whether windows have 10 bits, not 8.
+    /// Bits of a window.
     #[inline(always)]
-    pub(crate) fn is_wide(&self) -> bool {
-        self.table.len() > 256
+    pub(crate) fn window(&self) -> usize {
+        self.table.len().max(1).ilog2() as usize
     }
 }
 

@@ -89,7 +89,7 @@ fn denormal_scales() -> Result {
 
 #[test]
 fn trellis_windows_and_steps() -> Result {
-    for state_bits in [6, 8, 9, 10] {
+    for state_bits in [6, 7, 8, 9, 10] {
         for step_bits in [1, 2, 4] {
             for (rows, cols) in [(1, 1), (3, 17), (16, 64), (33, 65), (70, 200)] {
                 let own = Trellis { state_bits, step_bits, ..Trellis::PLAIN };

@@ -7,7 +7,7 @@
 use core::arch::x86_64::*;
 
 use crate::operands::{
-    BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, Words, Zero, sum_lanes,
+    BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero, sum_lanes,
 };
 
 /// Rows and tokens of a tile.
@@ -213,6 +213,9 @@ fn add_sums<const R: usize, const T: usize>(lanes: &[[__m512; T]; R], stride: us
     }
 }
 
+/// How far ahead a single row of codes is asked for.
+const AHEAD: usize = 1 << 11;
+
 /// How far ahead a row of codes is asked for: the rows of the next tile where they are near.
 #[inline(always)]
 fn distance(codes: &Codes<'_>) -> usize {
@@ -251,6 +254,130 @@ pub(super) fn fast(codes: &Codes<'_>, input: &Input<'_>, lanes: &mut [[f32; 16]]
             };
         }
     }
+}
+
+/// Few tokens by rows of 4 or 8 bits whose scales are read where they lie, row after row as memory
+/// likes it best. Gives whether that is what there is.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+pub(super) fn fast_stored(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    let (Map::Signed(offset), Some(scales)) = (codes.map, codes.stored) else { return false };
+    if input.tokens >= TILE || ![4, 8].contains(&codes.bits) {
+        return false;
+    }
+    let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
+    let unpacker = Unpacker::new(codes.bits);
+    let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
+    for token in 0..input.tokens {
+        let outs = out.chunks_exact_mut(input.tokens);
+        for (row, out) in outs.enumerate().take(codes.rows) {
+            let lanes = match is_nibbles {
+                true => stored_nibbles(codes, &scales, less, input, row, token),
+                false => stored_row(codes, &scales, &unpacker, less, input, row, token),
+            };
+            if let Some(out) = out.get_mut(token) {
+                *out += sum(lanes);
+            }
+        }
+    }
+    true
+}
+
+/// Takes scales of a row to lanes.
+struct Spreader<'k> {
+    row: &'k [[u8; 2]],
+    log: u32,
+    lanes: __m512i,
+}
+
+impl<'k> Spreader<'k> {
+    /// For vectors with `2^lanes_log` lanes a granule.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(scales: &StoredScales<'k>, row: usize, lanes_log: u32) -> Self {
+        let first = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        let shift = _mm512_set1_epi32((lanes_log + scales.granules_log.min(16)) as i32);
+        let lanes = _mm512_srlv_epi32(first, shift);
+        Self { row: scales.row(row), log: scales.granules_log, lanes }
+    }
+
+    /// The scales from granule `granule` on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,f16c")]
+    fn scales(&self, granule: usize) -> __m512 {
+        let from = self.row.get(granule >> self.log..).unwrap_or(&[]);
+        let halves = match from.first_chunk::<8>() {
+            Some(halves) => load_16_halves(halves),
+            None => _mm512_castsi512_si128(load_part(from.as_flattened(), 16)),
+        };
+        _mm512_permutexvar_ps(self.lanes, _mm512_castps256_ps512(_mm256_cvtph_ps(halves)))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_16_halves(halves: &[[u8; 2]; 8]) -> __m128i {
+    // SAFETY: the array has the 16 bytes that are read.
+    unsafe { _mm_loadu_si128(halves.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn stored_nibbles(
+    codes: &Codes<'_>,
+    scales: &StoredScales<'_>,
+    less: __m512i,
+    input: &Input<'_>,
+    row: usize,
+    token: usize,
+) -> __m512 {
+    let bytes = codes.own_row(row);
+    let whole = bytes.as_chunks::<64>().0;
+    let low = _mm512_set1_epi8(15);
+    let spreader = Spreader::new(scales, row, 1);
+    let mut lanes = _mm512_setzero_ps();
+    let (halves, pairs) = input.pairs(token);
+    for (i, ([even, odd], [first, second])) in halves.iter().zip(pairs).enumerate() {
+        prefetch(bytes, i * 64 + AHEAD);
+        let (even, odd) = (load_codes(even), load_codes(odd));
+        let taken = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), less, even), less, odd);
+        let scale = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(*first), _mm512_set1_ps(*second));
+        let bytes = match whole.get(i) {
+            Some(bytes) => load_bytes(bytes),
+            None => load_part(bytes.get(i * 64..).unwrap_or(&[]), 64),
+        };
+        let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(bytes, low), even);
+        let sums = _mm512_sub_epi32(_mm512_dpbusd_epi32(sums, upper, odd), taken);
+        let of_rows = _mm512_mul_ps(spreader.scales(8 * i), scale);
+        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes);
+    }
+    lanes
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn stored_row(
+    codes: &Codes<'_>,
+    scales: &StoredScales<'_>,
+    unpacker: &Unpacker,
+    less: __m512i,
+    input: &Input<'_>,
+    row: usize,
+    token: usize,
+) -> __m512 {
+    let bytes = codes.row(row);
+    let spreader = Spreader::new(scales, row, 2);
+    let mut lanes = _mm512_setzero_ps();
+    for (block, (q, scale)) in input.quantised(token).iter().zip(input.scales(token)).enumerate() {
+        prefetch(bytes, block * 8 * codes.bits + AHEAD);
+        let q = load_codes(q);
+        let taken = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, q);
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpacker.unpack(bytes, block), q);
+        let sums = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, taken));
+        let of_rows = _mm512_mul_ps(spreader.scales(GRANULES * block), _mm512_set1_ps(*scale));
+        lanes = _mm512_fmadd_ps(sums, of_rows, lanes);
+    }
+    lanes
 }
 
 /// Some rows of codes of any width by one token; gives how many rows.
@@ -735,9 +862,9 @@ fn decode_rows<const MAP: u8, const ZERO: u8>(
     }
 }
 
-/// Looks windows up in a table in registers.
-struct Lookup<const WIDE: bool> {
-    /// 64 entries each: 4 of them, or 16.
+/// Looks windows of 6, 7, 8 or 10 bits up in a table in registers.
+struct Lookup<const WINDOW: usize> {
+    /// 64 entries each: 1, 2, 4 or 16 of them.
     table: [__m512i; 16],
     /// From the bits of a column before and at a word, eight rows of a set.
     shifts: [__m512i; MAX_SETS],
@@ -749,7 +876,7 @@ struct Lookup<const WIDE: bool> {
     halves: [__m512i; 2],
 }
 
-impl<const WIDE: bool> Lookup<WIDE> {
+impl<const WINDOW: usize> Lookup<WINDOW> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new(words: &Words<'_>) -> Self {
@@ -763,7 +890,6 @@ impl<const WIDE: bool> Lookup<WIDE> {
             });
             load_bytes(&shifts)
         };
-        let window = if WIDE { 10 } else { 8 };
         let turned: [u8; 64] = core::array::from_fn(|i| (i % 8 * 8 + i / 8) as u8);
         let half = |half: usize| {
             let lanes: [u32; 16] = core::array::from_fn(|i| (8 * half + i / 2 + i % 2 * 16) as u32);
@@ -773,7 +899,7 @@ impl<const WIDE: bool> Lookup<WIDE> {
         let mut shifts = [_mm512_setzero_si512(); MAX_SETS];
         let mut newest = shifts;
         for set in 0..MAX_SETS {
-            shifts[set] = ends(set, window);
+            shifts[set] = ends(set, WINDOW);
             newest[set] = ends(set, 8);
         }
         Self { table, shifts, newest, turned: load_bytes(&turned), halves: [half(0), half(1)] }
@@ -791,15 +917,19 @@ impl<const WIDE: bool> Lookup<WIDE> {
             let high = _mm512_permutex2var_epi8(t[4 * i + 2], windows, t[4 * i + 3]);
             _mm512_mask_blend_epi8(eighth, low, high)
         };
-        let values = if WIDE {
-            let newest = _mm512_multishift_epi64_epi8(self.newest[set], columns);
-            let tenth = _mm512_movepi8_mask(newest);
-            let ninth = _mm512_movepi8_mask(_mm512_add_epi8(newest, newest));
-            let low = _mm512_mask_blend_epi8(ninth, pair(0), pair(1));
-            let high = _mm512_mask_blend_epi8(ninth, pair(2), pair(3));
-            _mm512_mask_blend_epi8(tenth, low, high)
-        } else {
-            pair(0)
+        // What is above a window of 6 or 7 bits is not looked at.
+        let values = match WINDOW {
+            6 => _mm512_permutexvar_epi8(windows, t[0]),
+            7 => _mm512_permutex2var_epi8(t[0], windows, t[1]),
+            8 => pair(0),
+            _ => {
+                let newest = _mm512_multishift_epi64_epi8(self.newest[set], columns);
+                let tenth = _mm512_movepi8_mask(newest);
+                let ninth = _mm512_movepi8_mask(_mm512_add_epi8(newest, newest));
+                let low = _mm512_mask_blend_epi8(ninth, pair(0), pair(1));
+                let high = _mm512_mask_blend_epi8(ninth, pair(2), pair(3));
+                _mm512_mask_blend_epi8(tenth, low, high)
+            }
         };
         _mm512_permutexvar_epi8(self.turned, values)
     }
@@ -832,13 +962,19 @@ impl<const WIDE: bool> Lookup<WIDE> {
 /// Calls a kernel with the width of windows and the sets of a word as constants.
 macro_rules! by_words {
     ($words:expr, $kernel:ident($($argument:expr),*)) => {
-        match ($words.is_wide(), $words.step_bits) {
-            (false, 1) => $kernel::<false, 4>($($argument),*),
-            (false, 2) => $kernel::<false, 2>($($argument),*),
-            (false, _) => $kernel::<false, 1>($($argument),*),
-            (true, 1) => $kernel::<true, 4>($($argument),*),
-            (true, 2) => $kernel::<true, 2>($($argument),*),
-            (true, _) => $kernel::<true, 1>($($argument),*),
+        match ($words.window(), $words.step_bits) {
+            (6, 1) => $kernel::<6, 4>($($argument),*),
+            (6, 2) => $kernel::<6, 2>($($argument),*),
+            (6, _) => $kernel::<6, 1>($($argument),*),
+            (7, 1) => $kernel::<7, 4>($($argument),*),
+            (7, 2) => $kernel::<7, 2>($($argument),*),
+            (7, _) => $kernel::<7, 1>($($argument),*),
+            (8, 1) => $kernel::<8, 4>($($argument),*),
+            (8, 2) => $kernel::<8, 2>($($argument),*),
+            (8, _) => $kernel::<8, 1>($($argument),*),
+            (_, 1) => $kernel::<10, 4>($($argument),*),
+            (_, 2) => $kernel::<10, 2>($($argument),*),
+            (_, _) => $kernel::<10, 1>($($argument),*),
         }
     };
 }
@@ -855,12 +991,12 @@ pub(super) fn trellis_fast(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn trellis_fast_sets<const WIDE: bool, const SETS: usize>(
+fn trellis_fast_sets<const WINDOW: usize, const SETS: usize>(
     words: &Words<'_>,
     input: &Input<'_>,
     lanes: &mut [[f32; 16]],
 ) {
-    let lookup = Lookup::<WIDE>::new(words);
+    let lookup = Lookup::<WINDOW>::new(words);
     let of_words = lanes.as_chunks_mut::<SETS>().0.chunks_exact_mut(input.tokens.max(1));
     for ((before, now), lanes) in words.pairs().zip(of_words) {
         for block in 0..input.blocks {
@@ -909,12 +1045,12 @@ pub(super) fn trellis(words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]])
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn trellis_sets<const WIDE: bool, const SETS: usize>(
+fn trellis_sets<const WINDOW: usize, const SETS: usize>(
     words: &Words<'_>,
     blocks: usize,
     out: &mut [[u8; BLOCK]],
 ) {
-    let lookup = Lookup::<WIDE>::new(words);
+    let lookup = Lookup::<WINDOW>::new(words);
     let panels = out.chunks_exact_mut((blocks * 8 * SETS).max(1));
     for ((before, now), panel) in words.pairs().zip(panels) {
         for block in 0..blocks {

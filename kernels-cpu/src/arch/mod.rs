@@ -79,6 +79,17 @@ pub(crate) fn fast(
     dispatch!(simd, fast(codes, input, lanes, out))
 }
 
+/// As [`fast`], with scales as they are stored, where there is a kernel for that: else `false`.
+pub(crate) fn fast_stored(simd: Simd, codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        return unsafe { avx512::fast_stored(codes, input, out) };
+    }
+    let _ = (simd, codes, input, out);
+    false
+}
+
 /// Adds the products of rows of f16, bf16 or f32 elements to `out[row * tokens + token]`.
 pub(crate) fn elements(simd: Simd, rows: &Elements<'_>, input: &Input<'_>, out: &mut [f32]) {
     dispatch!(simd, elements(rows, input, out))

@@ -245,7 +245,7 @@ fn trellis_row(
     blocks: usize,
     panel: &mut [[u8; BLOCK]],
 ) {
-    let (step, window) = (words.step_bits, if words.is_wide() { 10 } else { 8 });
+    let (step, window) = (words.step_bits, words.window());
     let mask = words.table.len() - 1;
     for (row, out) in panel.chunks_exact_mut(blocks.max(1)).enumerate() {
         let shift = 32 + step * (row + 1) - window;

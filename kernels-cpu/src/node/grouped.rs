@@ -3,8 +3,9 @@
 use super::{Plan as AnyPlan, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, Zero};
+use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, StoredScales, Zero};
 use crate::work::{Work, sized};
+use cmf_format::DType;
 use cmf_format::bits::row_bytes;
 use cmf_format::encoding::View as AnyView;
 use cmf_format::encoding::grouped::{CodeMap, ScaleOp, View, ZeroOp};
@@ -103,6 +104,13 @@ impl Plan {
         work: &mut Work,
     ) -> Result<()> {
         let is_fast = is_fast && self.values.is_none();
+        if is_fast
+            && self.zero == Zero::None
+            && let Some(codes) = self.as_stored(view, rows.clone())
+            && arch::fast_stored(simd, &codes, input, out)
+        {
+            return Ok(());
+        }
         let mut lanes = core::mem::take(&mut work.lanes);
         let of_tokens = sized(&mut lanes, input.tokens);
         let done = self.each_rows(simd, view, rows, input.tokens, out, work, &mut |codes, zeros, out| {
@@ -120,6 +128,45 @@ impl Plan {
         });
         work.lanes = lanes;
         done
+    }
+
+    /// Rows with their scales as they lie, if they are f16, one for each row and group.
+    fn as_stored<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>) -> Option<Codes<'v>> {
+        let Some(AnyView::Dense(scale)) = view.scale() else { return None };
+        let groups = scale.cols();
+        let simple = scale.dtype() == DType::F16
+            && scale.rows() == view.rows()
+            && self.group_rows == 1
+            && (groups == 1 || self.group_granules.is_power_of_two());
+        let values = scale.bytes().as_chunks::<2>().0.get(rows.start * groups..rows.end * groups)?;
+        simple.then(|| Codes {
+            stored: Some(StoredScales {
+                values,
+                groups,
+                granules_log: if groups == 1 { 31 } else { self.group_granules.trailing_zeros() },
+            }),
+            ..self.codes(view, rows, &[])
+        })
+    }
+
+    /// Rows `rows` with these scales.
+    fn codes<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>, scales: &'v [f32]) -> Codes<'v> {
+        Codes {
+            bits: self.bits,
+            bytes: view.codes().get(rows.start * self.row_bytes..).unwrap_or(&[]),
+            row_bytes: self.row_bytes,
+            rows: rows.len(),
+            blocks: self.blocks,
+            group_granules: self.group_granules,
+            map: match &self.values {
+                Some(values) => Map::Values(values),
+                None => Map::Signed(self.offset),
+            },
+            scales,
+            stored: None,
+            zeros: &[],
+            zero: self.zero,
+        }
     }
 
     pub(super) fn decode(
@@ -166,21 +213,7 @@ impl Plan {
             if done.is_err() {
                 break;
             }
-            let codes = Codes {
-                bits: self.bits,
-                bytes: view.codes().get(start * self.row_bytes..).unwrap_or(&[]),
-                row_bytes: self.row_bytes,
-                rows: rows.len(),
-                blocks: self.blocks,
-                group_granules: self.group_granules,
-                map: match &self.values {
-                    Some(values) => Map::Values(values),
-                    None => Map::Signed(self.offset),
-                },
-                scales,
-                zeros: &[],
-                zero: self.zero,
-            };
+            let codes = self.codes(view, rows, scales);
             kernel(codes, zeros, out);
         }
         (work.scales, work.zeros) = (scales, zeros);

@@ -14,7 +14,7 @@ const WORD_ROWS: usize = 8;
 /// What is prepared of a node.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Values plus 128 of windows of 8 bits, or of 10.
+    /// Values plus 128 of windows of 6, 7, 8 or 10 bits.
     table: Box<[u8]>,
     step_bits: usize,
     scale_rows: usize,
@@ -49,7 +49,7 @@ impl Plan {
         });
         let bytes = bytes.collect::<Option<Vec<u8>>>()?;
         // A shorter window is the upper bits of a longer one.
-        let window = if state_bits <= 8 { 8 } else { 10 };
+        let window = if state_bits == 9 { 10 } else { state_bits };
         let table = (0..1usize << window).map(|w| bytes.get(w >> (window - state_bits)).copied());
         Some(Self {
             table: table.collect::<Option<_>>()?,
@@ -149,6 +149,7 @@ impl Plan {
                 group_granules: granules,
                 map: Map::Signed(-128),
                 scales: spread,
+                stored: None,
                 zeros: &[],
                 zero: Zero::None,
             };
