@@ -7,6 +7,7 @@ use crate::hadamard;
 use crate::isa::Isa;
 use crate::node::{Node, Plan, TILE_ELEMS, each_tile};
 use crate::operands::{BLOCK, Input};
+use crate::precision::Precision;
 use crate::scratch::Scratch;
 use crate::work::Work;
 use cmf_format::DType;
@@ -19,6 +20,8 @@ use rayon::prelude::*;
 
 /// Products of weights and tokens below which one thread is faster than several.
 const FEW_PRODUCTS: usize = 1 << 18;
+/// Tokens from which on rows of the sum of several terms are decoded, in exact products.
+const MANY_TOKENS: usize = 8;
 /// Rows of a thread's part are a multiple: trellis paths have up to 32 rows in a word.
 const PART_ROWS: usize = 32;
 
@@ -167,10 +170,15 @@ impl<'a> Linear<'a> {
         work: &mut Work,
     ) -> Result<()> {
         let tokens = x.tokens();
-        if !self.by_terms {
+        // Several terms are decoded once, and their sum is multiplied with many tokens.
+        let by_sum = x.precision() == Precision::Exact
+            && tokens >= MANY_TOKENS
+            && self.plans.len() > 1
+            && !self.plans.iter().any(Plan::is_whole);
+        if !self.by_terms || by_sum {
             let input = x.input(0..self.cols().div_ceil(BLOCK));
-            return each_tile(self.cols(), rows, &input, out, work, self.simd, &mut |rows, out, _| {
-                self.view.sum_rows(rows, out)
+            return each_tile(self.cols(), rows, &input, out, work, self.simd, &mut |rows, out, work| {
+                self.sum_rows(rows, out, work)
             });
         }
         self.each_term(|node, row, col| {

@@ -207,6 +207,31 @@ impl<'k> Input<'k> {
     }
 }
 
+/// Values of trellis windows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table<'k> {
+    /// Bits of a window: 6, 7, 8 or 10.
+    pub(crate) window: usize,
+    /// Values plus 128: of all windows, or of the first half of them.
+    pub(crate) values: &'k [u8],
+    /// Whether a window of 10 bits with all bits flipped has the negative value, so that one half of
+    /// the values tells the other.
+    pub(crate) is_folded: bool,
+}
+
+impl Table<'_> {
+    /// The value plus 128 of a window.
+    #[inline(always)]
+    pub(crate) fn value(&self, window: usize) -> u8 {
+        let all = (1 << self.window) - 1;
+        let window = window & all;
+        match self.values.get(window) {
+            Some(value) => *value,
+            None => self.values.get(all - window).copied().unwrap_or(128).wrapping_neg(),
+        }
+    }
+}
+
 /// Rows of words of trellis paths down the columns: 32 bits of each column a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Words<'k> {
@@ -215,10 +240,9 @@ pub(crate) struct Words<'k> {
     /// Whole rows, one after the other.
     pub(crate) words: &'k [[u8; 4]],
     pub(crate) cols: usize,
-    /// Bits of a weight: 1, 2 or 4.
+    /// Bits of a weight: 1 or 2.
     pub(crate) step_bits: usize,
-    /// Values of all windows plus 128, for windows of 6, 7, 8 or 10 bits.
-    pub(crate) table: &'k [u8],
+    pub(crate) table: Table<'k>,
 }
 
 impl<'k> Words<'k> {
@@ -233,12 +257,6 @@ impl<'k> Words<'k> {
     #[inline(always)]
     pub(crate) fn rows(&self) -> usize {
         32 / self.step_bits
-    }
-
-    /// Bits of a window.
-    #[inline(always)]
-    pub(crate) fn window(&self) -> usize {
-        self.table.len().max(1).ilog2() as usize
     }
 }
 

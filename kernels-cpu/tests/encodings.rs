@@ -92,7 +92,7 @@ fn trellis_windows_and_steps() -> Result {
     for state_bits in [6, 7, 8, 9, 10] {
         for step_bits in [1, 2, 4] {
             for (rows, cols) in [(1, 1), (3, 17), (16, 64), (33, 65), (70, 200)] {
-                let own = Trellis { state_bits, step_bits, ..Trellis::PLAIN };
+                let own = Trellis { state_bits, step_bits, odd: rows % 2 == 1, ..Trellis::PLAIN };
                 let node = own.node(rows, cols, &mut Numbers(1))?;
                 check(Parts::of(node), rows, cols, 3, QUANTISES)?;
             }

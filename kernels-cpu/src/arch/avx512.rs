@@ -863,7 +863,7 @@ fn decode_rows<const MAP: u8, const ZERO: u8>(
 }
 
 /// Looks windows of 6, 7, 8 or 10 bits up in a table in registers.
-struct Lookup<const WINDOW: usize> {
+struct Lookup<const WINDOW: usize, const FOLDED: bool> {
     /// 64 entries each: 1, 2, 4 or 16 of them.
     table: [__m512i; 16],
     /// From the bits of a column before and at a word, eight rows of a set.
@@ -876,12 +876,12 @@ struct Lookup<const WINDOW: usize> {
     halves: [__m512i; 2],
 }
 
-impl<const WINDOW: usize> Lookup<WINDOW> {
+impl<const WINDOW: usize, const FOLDED: bool> Lookup<WINDOW, FOLDED> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new(words: &Words<'_>) -> Self {
         let mut table = [_mm512_setzero_si512(); 16];
-        for (entries, bytes) in table.iter_mut().zip(words.table.chunks(64)) {
+        for (entries, bytes) in table.iter_mut().zip(words.table.values.chunks(64)) {
             *entries = load_part(bytes, 64);
         }
         let ends = |set: usize, back: usize| {
@@ -911,24 +911,31 @@ impl<const WINDOW: usize> Lookup<WINDOW> {
     fn values(&self, columns: __m512i, set: usize) -> __m512i {
         let t = &self.table;
         let windows = _mm512_multishift_epi64_epi8(self.shifts[set], columns);
-        let eighth = _mm512_movepi8_mask(windows);
-        let pair = |i: usize| {
+        let pair = |i: usize, windows: __m512i| {
             let low = _mm512_permutex2var_epi8(t[4 * i], windows, t[4 * i + 1]);
             let high = _mm512_permutex2var_epi8(t[4 * i + 2], windows, t[4 * i + 3]);
-            _mm512_mask_blend_epi8(eighth, low, high)
+            _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), low, high)
         };
         // What is above a window of 6 or 7 bits is not looked at.
         let values = match WINDOW {
             6 => _mm512_permutexvar_epi8(windows, t[0]),
             7 => _mm512_permutex2var_epi8(t[0], windows, t[1]),
-            8 => pair(0),
+            8 => pair(0, windows),
             _ => {
                 let newest = _mm512_multishift_epi64_epi8(self.newest[set], columns);
                 let tenth = _mm512_movepi8_mask(newest);
                 let ninth = _mm512_movepi8_mask(_mm512_add_epi8(newest, newest));
-                let low = _mm512_mask_blend_epi8(ninth, pair(0), pair(1));
-                let high = _mm512_mask_blend_epi8(ninth, pair(2), pair(3));
-                _mm512_mask_blend_epi8(tenth, low, high)
+                if FOLDED {
+                    // Windows of the upper half are flipped, and their values negated.
+                    let flipped = _mm512_mask_sub_epi8(windows, tenth, _mm512_set1_epi8(-1), windows);
+                    let (low, high) = (pair(0, flipped), pair(1, flipped));
+                    let values = _mm512_mask_blend_epi8(ninth ^ tenth, low, high);
+                    _mm512_mask_sub_epi8(values, tenth, _mm512_setzero_si512(), values)
+                } else {
+                    let low = _mm512_mask_blend_epi8(ninth, pair(0, windows), pair(1, windows));
+                    let high = _mm512_mask_blend_epi8(ninth, pair(2, windows), pair(3, windows));
+                    _mm512_mask_blend_epi8(tenth, low, high)
+                }
             }
         };
         _mm512_permutexvar_epi8(self.turned, values)
@@ -962,19 +969,17 @@ impl<const WINDOW: usize> Lookup<WINDOW> {
 /// Calls a kernel with the width of windows and the sets of a word as constants.
 macro_rules! by_words {
     ($words:expr, $kernel:ident($($argument:expr),*)) => {
-        match ($words.window(), $words.step_bits) {
-            (6, 1) => $kernel::<6, 4>($($argument),*),
-            (6, 2) => $kernel::<6, 2>($($argument),*),
-            (6, _) => $kernel::<6, 1>($($argument),*),
-            (7, 1) => $kernel::<7, 4>($($argument),*),
-            (7, 2) => $kernel::<7, 2>($($argument),*),
-            (7, _) => $kernel::<7, 1>($($argument),*),
-            (8, 1) => $kernel::<8, 4>($($argument),*),
-            (8, 2) => $kernel::<8, 2>($($argument),*),
-            (8, _) => $kernel::<8, 1>($($argument),*),
-            (_, 1) => $kernel::<10, 4>($($argument),*),
-            (_, 2) => $kernel::<10, 2>($($argument),*),
-            (_, _) => $kernel::<10, 1>($($argument),*),
+        match ($words.table.window, $words.table.is_folded, $words.step_bits) {
+            (6, _, 1) => $kernel::<6, false, 4>($($argument),*),
+            (6, _, _) => $kernel::<6, false, 2>($($argument),*),
+            (7, _, 1) => $kernel::<7, false, 4>($($argument),*),
+            (7, _, _) => $kernel::<7, false, 2>($($argument),*),
+            (8, _, 1) => $kernel::<8, false, 4>($($argument),*),
+            (8, _, _) => $kernel::<8, false, 2>($($argument),*),
+            (_, true, 1) => $kernel::<10, true, 4>($($argument),*),
+            (_, true, _) => $kernel::<10, true, 2>($($argument),*),
+            (_, false, 1) => $kernel::<10, false, 4>($($argument),*),
+            (_, false, _) => $kernel::<10, false, 2>($($argument),*),
         }
     };
 }
@@ -991,12 +996,12 @@ pub(super) fn trellis_fast(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn trellis_fast_sets<const WINDOW: usize, const SETS: usize>(
+fn trellis_fast_sets<const WINDOW: usize, const FOLDED: bool, const SETS: usize>(
     words: &Words<'_>,
     input: &Input<'_>,
     lanes: &mut [[f32; 16]],
 ) {
-    let lookup = Lookup::<WINDOW>::new(words);
+    let lookup = Lookup::<WINDOW, FOLDED>::new(words);
     let of_words = lanes.as_chunks_mut::<SETS>().0.chunks_exact_mut(input.tokens.max(1));
     for ((before, now), lanes) in words.pairs().zip(of_words) {
         for block in 0..input.blocks {
@@ -1045,12 +1050,12 @@ pub(super) fn trellis(words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]])
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn trellis_sets<const WINDOW: usize, const SETS: usize>(
+fn trellis_sets<const WINDOW: usize, const FOLDED: bool, const SETS: usize>(
     words: &Words<'_>,
     blocks: usize,
     out: &mut [[u8; BLOCK]],
 ) {
-    let lookup = Lookup::<WINDOW>::new(words);
+    let lookup = Lookup::<WINDOW, FOLDED>::new(words);
     let panels = out.chunks_exact_mut((blocks * 8 * SETS).max(1));
     for ((before, now), panel) in words.pairs().zip(panels) {
         for block in 0..blocks {

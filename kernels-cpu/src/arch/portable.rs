@@ -245,13 +245,12 @@ fn trellis_row(
     blocks: usize,
     panel: &mut [[u8; BLOCK]],
 ) {
-    let (step, window) = (words.step_bits, words.window());
-    let mask = words.table.len() - 1;
+    let (step, window) = (words.step_bits, words.table.window);
     for (row, out) in panel.chunks_exact_mut(blocks.max(1)).enumerate() {
         let shift = 32 + step * (row + 1) - window;
         for (out, (before, word)) in out.as_flattened_mut().iter_mut().zip(before.iter().zip(now)) {
             let bits = u64::from(u32::from_le_bytes(*before)) | u64::from(u32::from_le_bytes(*word)) << 32;
-            *out = words.table.get((bits >> shift) as usize & mask).copied().unwrap_or(128);
+            *out = words.table.value((bits >> shift) as usize);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Plan as AnyPlan, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Words, Zero};
+use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Table, Words, Zero};
 use crate::work::{Work, sized, sized_with};
 use cmf_format::encoding::trellis::{Axis, View};
 use core::ops::Range;
@@ -14,8 +14,10 @@ const WORD_ROWS: usize = 8;
 /// What is prepared of a node.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Values plus 128 of windows of 6, 7, 8 or 10 bits.
+    /// See [`Table`].
     table: Box<[u8]>,
+    window: usize,
+    is_folded: bool,
     step_bits: usize,
     scale_rows: usize,
     scale: Box<AnyPlan>,
@@ -31,13 +33,13 @@ struct Part<'k> {
 }
 
 impl Plan {
-    /// `None` for what the kernels do not do: paths along rows, steps of 3 bits, windows of more than
+    /// `None` for what the kernels do not do: paths along rows, steps of 3 or 4 bits, windows of more than
     /// 10, values that are no signed bytes, more than one scale a row.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
         let descriptor = view.descriptor();
         let state_bits = u32::from(descriptor.state_bits);
         let table = view.table()?;
-        let fits = descriptor.axis == Axis::Down && [1, 2, 4].contains(&descriptor.step_bits);
+        let fits = descriptor.axis == Axis::Down && [1, 2].contains(&descriptor.step_bits);
         if !fits || state_bits > 10 || view.scale().cols() != 1 || view.rows() == 0 {
             return None;
         }
@@ -48,11 +50,18 @@ impl Plan {
             (f32::from(byte).to_bits() == v.to_bits()).then_some((byte as u8).wrapping_add(128))
         });
         let bytes = bytes.collect::<Option<Vec<u8>>>()?;
+        let all = bytes.len();
+        let half = bytes.get(..all / 2)?;
+        let is_odd = half.iter().zip(bytes.iter().rev()).all(|(a, b)| u16::from(*a) + u16::from(*b) == 256);
         // A shorter window is the upper bits of a longer one.
         let window = if state_bits == 9 { 10 } else { state_bits };
-        let table = (0..1usize << window).map(|w| bytes.get(w >> (window - state_bits)).copied());
+        let is_folded = is_odd && window == 10;
+        let table = (0..1usize << (window - u32::from(is_folded)))
+            .map(|w| bytes.get(w >> (window - state_bits)).copied());
         Some(Self {
             table: table.collect::<Option<_>>()?,
+            window: window as usize,
+            is_folded,
             step_bits: descriptor.step_bits.into(),
             scale_rows: match descriptor.scale_rows as usize {
                 0 => view.rows(),
@@ -205,7 +214,7 @@ impl Plan {
                     words: of_path.get(first * cols..end * cols).unwrap_or(&[]),
                     cols,
                     step_bits: self.step_bits,
-                    table: &self.table,
+                    table: Table { window: self.window, values: &self.table, is_folded: self.is_folded },
                 },
                 skip: in_path - first * height,
                 rows: row..last_row,

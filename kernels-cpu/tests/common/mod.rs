@@ -120,6 +120,8 @@ pub(crate) struct Trellis {
     pub(crate) path_elems: u32,
     pub(crate) scale_rows: u32,
     pub(crate) table: DType,
+    /// Whether a window with all bits flipped has the negative value, as in trained tables.
+    pub(crate) odd: bool,
 }
 
 impl Trellis {
@@ -130,6 +132,7 @@ impl Trellis {
         path_elems: 0,
         scale_rows: 1,
         table: DType::I8,
+        odd: true,
     };
 
     pub(crate) fn node(self, rows: usize, cols: usize, numbers: &mut Numbers) -> Result<NodeData> {
@@ -149,7 +152,11 @@ impl Trellis {
         let table = match self.table {
             DType::F64 => None,
             dtype => {
-                let values: Vec<f32> = (0..entries).map(|_| f32::from(numbers.byte(256) as i8)).collect();
+                let mut values: Vec<f32> =
+                    (0..entries).map(|_| f32::from(numbers.byte(255) as i8).max(-127.0)).collect();
+                for i in 0..entries / 2 * usize::from(self.odd) {
+                    values[entries - 1 - i] = -values[i];
+                }
                 Some(Arc::new(plain(dtype, 1, entries, &values)?))
             }
         };
