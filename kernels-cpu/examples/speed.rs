@@ -1,0 +1,136 @@
+//! How fast products with packed weights are, beside a plain read of the same bytes in the same rounds.
+//!
+//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD]`
+
+use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
+use cmf_format::{DType, NodeData};
+use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::{Grouped, Numbers, Parts, Result, Trellis, parse, plain, view};
+
+const ROWS: usize = 4096;
+const COLS: usize = 4096;
+
+type Make = fn(&mut Numbers) -> Result<Vec<NodeData>>;
+
+fn trellis(state_bits: u8, step_bits: u8, odd: bool, numbers: &mut Numbers) -> Result<NodeData> {
+    Trellis { state_bits, step_bits, scale_rows: 32, odd, ..Trellis::PLAIN }.node(ROWS, COLS, numbers)
+}
+
+fn grouped(bits: u8, group_cols: u32, numbers: &mut Numbers) -> Result<Vec<NodeData>> {
+    Ok(vec![Grouped::symmetric(bits, group_cols).node(ROWS, COLS, numbers)?])
+}
+
+const CASES: &[(&str, Make)] = &[
+    ("grouped 2 bits, groups of 32", |n| grouped(2, 32, n)),
+    ("grouped 3 bits, groups of 32", |n| grouped(3, 32, n)),
+    ("grouped 4 bits, groups of 32", |n| grouped(4, 32, n)),
+    ("grouped 4 bits, groups of 64", |n| grouped(4, 64, n)),
+    ("grouped 4 bits, zero points, both twice", |n| {
+        let own = Grouped::symmetric(4, 32);
+        let map = CodeMap::Integer { offset: 0 };
+        Ok(vec![Grouped { zero: ZeroOp::Add, twice: true, map, ..own }.node(ROWS, COLS, n)?])
+    }),
+    ("grouped 8 bits, groups of 64", |n| grouped(8, 64, n)),
+    ("trellis 2 bits, windows of 6", |n| Ok(vec![trellis(6, 2, true, n)?])),
+    ("trellis 2 bits, windows of 7", |n| Ok(vec![trellis(7, 2, true, n)?])),
+    ("trellis 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?])),
+    ("trellis 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?])),
+    ("trellis 1 bit, windows of 8", |n| Ok(vec![trellis(8, 1, true, n)?])),
+    ("trellis 2 + 2 bits, windows of 6", |n| Ok(vec![trellis(6, 2, true, n)?, trellis(6, 2, true, n)?])),
+    ("trellis 2 + 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?, trellis(8, 2, true, n)?])),
+    ("dense f16", |n| Ok(vec![plain(DType::F16, ROWS, COLS, &n.values(ROWS * COLS, 1.0))?])),
+];
+
+fn main() -> Result {
+    let mut args = std::env::args().skip(1);
+    let threads: usize = args.next().map_or(Ok(1), |threads| threads.parse())?;
+    let wanted = args.next().unwrap_or_default();
+    let isa = Isa::detect();
+    println!("{ROWS} x {COLS}, {isa:?}, threads {threads}");
+    println!(
+        "{:40} {:>9} {:>6} {:>11} {:>11} {:>9} {:>6} {:>8}",
+        "", "precision", "batch", "Gweights/s", "packed GB/s", "read GB/s", "share", "GFLOP/s"
+    );
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    for (name, make) in CASES.iter().filter(|(name, _)| name.contains(&wanted)) {
+        let nodes = make(&mut Numbers(1))?;
+        let packed = nodes.iter().map(NodeData::stored_bytes).sum::<u64>() as usize;
+        let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+        let bytes = Parts { terms, ..Parts::default() }.archive(ROWS, COLS)?;
+        let archive = parse(&bytes)?;
+        let linear = Linear::new(view(&archive)?, isa)?;
+        pool.install(|| measure(name, &linear, bytes.get(..packed).unwrap_or(&bytes)))
+            .map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+fn measure(name: &str, linear: &Linear<'_>, packed: &[u8]) -> Result<(), String> {
+    let text = |e: cmf_format::Error| e.to_string();
+    let mut scratch = Scratch::new();
+    for (precision, batch) in
+        [(Precision::Fast, 1), (Precision::Fast, 32), (Precision::Exact, 1), (Precision::Exact, 32)]
+    {
+        let mut x = Activations::new();
+        x.load(&Numbers(2).values(batch * COLS, 1.0), COLS, &[], precision, linear.isa()).map_err(text)?;
+        let mut y = vec![0.0; batch * ROWS];
+        let (mut ours, mut read) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..if batch == 1 { 40 } else { 4 } {
+            let begun = Instant::now();
+            linear.multiply(&x, black_box(&mut y), &mut scratch).map_err(text)?;
+            ours = ours.min(begun.elapsed().as_secs_f64());
+            let begun = Instant::now();
+            let part = packed.len().div_ceil(rayon::current_num_threads()).max(1);
+            black_box(packed.par_chunks(part).map(fold).reduce(|| 0, |a, b| a ^ b));
+            read = read.min(begun.elapsed().as_secs_f64());
+        }
+        let (weights, bytes) = ((ROWS * COLS) as f64, packed.len() as f64);
+        println!(
+            "{name:40} {:>9} {batch:>6} {:>11.2} {:>11.2} {:>9.2} {:>6.2} {:>8.0}",
+            format!("{precision:?}").to_lowercase(),
+            weights / ours / 1e9,
+            bytes / ours / 1e9,
+            bytes / read / 1e9,
+            read / ours,
+            2.0 * weights * batch as f64 / ours / 1e9,
+        );
+    }
+    let mut values = vec![0.0f32; ROWS * COLS];
+    let source = values.clone();
+    let (mut ours, mut copy) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..4 {
+        let begun = Instant::now();
+        linear.decode_rows(0..ROWS, black_box(&mut values), &mut scratch).map_err(text)?;
+        ours = ours.min(begun.elapsed().as_secs_f64());
+        let begun = Instant::now();
+        let part = source.len().div_ceil(rayon::current_num_threads()).max(1);
+        let parts = values.par_chunks_mut(part).zip(source.par_chunks(part));
+        parts.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
+        copy = copy.min(begun.elapsed().as_secs_f64());
+    }
+    let bytes = size_of_val(source.as_slice()) as f64 / 1e9;
+    println!(
+        "{name:40} decoded to f32 at {:.2} GB/s, {:.2} of memcpy's {:.2}",
+        bytes / ours,
+        copy / ours,
+        bytes / copy
+    );
+    Ok(())
+}
+
+/// All bytes, as cheaply as they can be read.
+fn fold(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for bytes in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *sum ^= u64::from_le_bytes(*word);
+        }
+    }
+    sums.into_iter().fold(0, |a, b| a ^ b)
+}
