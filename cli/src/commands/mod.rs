@@ -22,9 +22,9 @@ use cmf_kernels_cpu::Precision;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Activations {
-    /// In f32
+    // In f32.
     Exact,
-    /// In 8 bits, with a scale for each 64 of them
+    // In 8 bits, with a scale for each 64 of them.
     Fast,
 }
 
