@@ -37,14 +37,14 @@
 //!
 //! [`Precision::Exact`] multiplies f32 activations with the weights that the reference decode gives.
 //! Products are added in 16 lanes, column `j` to lane `j mod 16`, each by one fused multiply-add, lanes
-//! by halves, and terms in their order. So the result is the same to the bit on every instruction set
-//! and at every number of threads and tokens, and differs from the exact sum of products of a term by
-//! at most `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order.
+//! by halves, and terms in their order; from 8 tokens on, several terms are decoded and summed first. So
+//! the result is the same to the bit on every instruction set and at every number of threads, and
+//! differs from the exact sum of products of a term by at most `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order.
 //!
 //! [`Precision::Fast`] rounds activations to 8 bits with a scale for each 64, `max |x| / 127`, and adds
 //! products as integers. Beside roundings of f32 the result differs by at most
-//! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes are integers with an offset from -128
-//! to 0 (128 less than `2^bits` at most) and `trellis` nodes down columns with tables of signed bytes
+//! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes plus their offset, -128
+//! to 0, are signed bytes and `trellis` nodes down columns with tables of signed bytes
 //! use it; all others multiply exactly.
 //!
 //! # Instruction sets
