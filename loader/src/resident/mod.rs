@@ -7,13 +7,14 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = Model::open("model.cmf")?;
 //! let resident = model.resident(Budget::parse("90MiB")?)?;
-//! std::thread::scope(|scope| {
+//! let mut values = vec![0.0; 576];
+//! std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
 //!     scope.spawn(|| resident.set_budget(Budget::Bytes(40 << 20)));
 //!     // What the snapshot holds may be read for as long as it lives.
 //!     let snapshot = resident.snapshot();
-//!     let tensor = model.tensor("lm_head.weight")?.open(Levels::Plan(snapshot.plan()));
-//!     Some(tensor)
-//! });
+//!     let tensor = model.tensor("lm_head.weight").ok_or("no such tensor")?;
+//!     Ok(tensor.decode_rows(Levels::Plan(snapshot.plan()), 0..1, &mut values)?)
+//! })?;
 //! println!("{} bytes", resident.status().held_bytes);
 //! # Ok(())
 //! # }

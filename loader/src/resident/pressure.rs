@@ -8,9 +8,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = Model::open("model.cmf")?;
 //! let resident = model.resident(Budget::parse("auto")?)?;
-//! let done = AtomicBool::new(false);
+//! let (pressure, done) = (Pressure::default(), AtomicBool::new(false));
 //! std::thread::scope(|scope| {
-//!     let pressure = Pressure::default();
 //!     scope.spawn(|| {
 //!         pressure.follow(&resident, &done, |budget| {
 //!             resident.set_budget(budget).map(drop).map_err(std::io::Error::other)
