@@ -22,6 +22,13 @@ pub trait Moments: Send + Sync {
     /// `tr(E H Eᵀ) / tr(W H Wᵀ)`; `None` where it was not measured.
     fn sensitivity(&self, name: &str) -> Option<f64>;
 
+    /// What an error of each of the `rows` rows of the weight `name` costs, relative to errors of the
+    /// same size in other rows; `None` where that was not measured.
+    ///
+    /// # Errors
+    /// `Io`; `BadFile` for another number of rows, or numbers that are not finite and at least 0.
+    fn row_weights(&self, name: &str, rows: usize) -> Result<Option<Vec<f32>>>;
+
     /// The files they are read from.
     fn inputs(&self) -> &[InputFile];
 }
@@ -84,6 +91,9 @@ pub fn open(path: &Path) -> Result<Box<dyn Moments>> {
 /// Attribute with the sensitivity of each weight: a JSON object from name to number.
 pub const SENSITIVITY_ATTRIBUTE: &str = "cmf.sensitivity.json";
 
+/// Before the name of a weight: the tensor `[1, rows]` with what an error of each of its rows costs.
+pub const ROW_WEIGHTS_PREFIX: &str = "cmf.row_weights/";
+
 /// Most bytes of [`SENSITIVITY_ATTRIBUTE`].
 const SENSITIVITY_LIMIT_BYTES: usize = 64 << 20;
 
@@ -110,21 +120,38 @@ impl Archived {
     }
 }
 
-impl Moments for Archived {
-    fn of(&self, name: &str, cols: usize) -> Result<Option<SecondMoments>> {
+impl Archived {
+    /// Values of the tensor `name`, which must have the shape `expected`; `None` when there is none.
+    fn values(&self, name: &str, expected: [u64; 2]) -> Result<Option<Vec<f32>>> {
         let tensors = self.source.tensors();
         let Ok(index) = tensors.binary_search_by(|t| t.name.as_str().cmp(name)) else { return Ok(None) };
-        let side = cols as u64;
         let shape = tensors.get(index).map_or(&[][..], |t| &t.shape);
-        if shape != [side, side] {
-            return Err(Error::bad_file("second moments")
+        if shape != expected {
+            return Err(Error::bad_file("calibration")
                 .tensor(name)
-                .expected(format_args!("[{side}, {side}]"))
+                .expected(format_args!("{expected:?}"))
                 .found(format_args!("{shape:?}")));
         }
         let mut values = Vec::new();
-        self.source.read_values(index, 0..side.saturating_mul(side), &mut values)?;
-        SecondMoments::Full(values).checked(name, cols).map(Some)
+        self.source.read_values(index, 0..expected[0].saturating_mul(expected[1]), &mut values)?;
+        Ok(Some(values))
+    }
+}
+
+impl Moments for Archived {
+    fn of(&self, name: &str, cols: usize) -> Result<Option<SecondMoments>> {
+        let values = self.values(name, [cols as u64; 2])?;
+        values.map(|values| SecondMoments::Full(values).checked(name, cols)).transpose()
+    }
+
+    fn row_weights(&self, name: &str, rows: usize) -> Result<Option<Vec<f32>>> {
+        let weights = self.values(&format!("{ROW_WEIGHTS_PREFIX}{name}"), [1, rows as u64])?;
+        if weights.iter().flatten().any(|w| !w.is_finite() || *w < 0.0) {
+            return Err(Error::bad_file("weights of rows")
+                .tensor(name)
+                .expected("finite values of at least 0"));
+        }
+        Ok(weights)
     }
 
     fn sensitivity(&self, name: &str) -> Option<f64> {

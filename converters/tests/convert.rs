@@ -2,11 +2,15 @@
 
 use cmf_converters::convert::{ConvertOptions, ConvertReport, convert};
 use cmf_converters::error::{Error, ErrorKind, Result};
+use cmf_converters::moments::{self, ROW_WEIGHTS_PREFIX};
 use cmf_converters::recipe::{BUILTIN_NAMES, Recipe};
 use cmf_converters::source::{self, Source};
 use cmf_format::archive::TensorView;
-use cmf_format::{Archive, DType, Limits};
+use cmf_format::encoding::dense;
+use cmf_format::write::{Content, MatrixEntry, TensorEntry};
+use cmf_format::{Archive, ArchiveBuilder, DType, Limits};
 use safetensors::tensor::{Dtype, TensorView as View, serialize_to_file};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
@@ -90,6 +94,52 @@ fn every_recipe_gives_a_valid_archive_close_to_the_source() -> Outcome {
         }
         assert!(!output.with_file_name(format!(".{name}.cmf.partial")).exists());
     }
+    Ok(())
+}
+
+#[test]
+fn rows_lie_in_the_order_of_what_their_errors_cost() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let (rows, cols) = (300, 64);
+    let values = weights(rows * cols, 9);
+    let bytes = DType::F32.encode(&values)?;
+    let path = folder.path().join("model.safetensors");
+    serialize_to_file([("embed", View::new(Dtype::F32, vec![rows, cols], &bytes)?)], None, &path)?;
+    let mut calibration = ArchiveBuilder::default();
+    let heavy = |row: usize| row % 7 == 3;
+    let cost: Vec<f32> = (0..rows).map(|row| if heavy(row) { 1000.0 } else { 1.0 }).collect();
+    let node = dense::pack_values(DType::F32, 1, rows as u64, &cost)?;
+    calibration.tensor(TensorEntry {
+        name: format!("{ROW_WEIGHTS_PREFIX}embed"),
+        dtype: DType::F32,
+        shape: vec![1, rows as u64],
+        content: Content::Matrices(vec![MatrixEntry::from_node(node)]),
+    });
+    let moments = folder.path().join("moments.cmf");
+    std::fs::write(&moments, calibration.to_vec()?)?;
+    let mut options = recipe("any-size")?;
+    options.moments = Some(moments::open(&moments)?.into());
+    options.recipe.unit_bytes = 720;
+    let output = folder.path().join("model.cmf");
+    run(source::open(&path)?.as_ref(), &output, &options)?;
+    let archive = Archive::parse(std::fs::read(&output)?, &Limits::default())?;
+    archive.verify()?;
+    let view = TensorView::open(&archive.tensor("embed").ok_or("no tensor")?, u16::MAX)?;
+    let mut found = vec![0.0; values.len()];
+    view.decode_rows(0..rows, &mut found)?;
+    for (row, (expected, found)) in values.chunks_exact(cols).zip(found.chunks_exact(cols)).enumerate() {
+        let signal: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let noise: f64 = expected.iter().zip(found).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+        assert!(noise < 1e-3 * signal, "row {row}: {noise} of {signal}");
+    }
+    // The blocks that have heavy rows get several levels before others get their second.
+    let matrix = archive.tensor("embed").and_then(|t| t.matrices().next()).ok_or("no matrix")?;
+    let start = |unit: u32| matrix.units().find(|u| u.index() == unit).map(|u| u.record().row_start.get());
+    let order: Vec<u64> = archive.schedule().filter_map(|step| start(step.record().unit.get())).collect();
+    let starts: BTreeSet<u64> = order.iter().copied().collect();
+    assert!(starts.iter().nth(1).is_some_and(|second| *second <= 43), "{starts:?}");
+    let above: Vec<u64> = order.iter().copied().skip(starts.len()).collect();
+    assert!(above.iter().take(6).all(|start| *start < 43), "{above:?}");
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use crate::{Answer, print, size, text};
 use cmf_candle::moments::{self, Note};
 use cmf_candle::weights::Dense;
 use cmf_candle::{AnyModel, Windows};
-use cmf_converters::moments::SENSITIVITY_ATTRIBUTE;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +14,7 @@ use std::time::Instant;
   cmf calibrate SmolLM2-135M-Instruct/ --text calibration.txt -o moments.cmf
   cmf convert SmolLM2-135M-Instruct/ -o smollm2.cmf --recipe any-size --calibration moments.cmf
 The output holds, under the name of each matrix, the second moments of what it reads, and how much
-an error of the matrix changes what the model predicts.")]
+an error of the matrix, and of each row of the embedding, changes what the model predicts.")]
 pub(crate) struct Args {
     /// A model that `cmf convert` reads
     model: PathBuf,
@@ -81,19 +80,19 @@ pub(crate) fn measure(
     let card = opened.card()?;
     let windows = Windows::read(text, card.text()?, tokens, context)?;
     let note = Note::new(model, text, &windows)?;
-    let bar = Bar::new(quiet, Unit::Layers);
-    let progress = |done, total| bar.set("layers", done, total);
     let weights = card.weights(Dense(opened));
-    let mut moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, &progress)?;
-    drop(bar);
+    let mut measured = None;
     if sensitivity > 0 {
         let windows = Windows::read(text, card.text()?, sensitivity.max(context), context)?;
         let bar = Bar::new(quiet, Unit::Matrices);
         let progress = |done, total| bar.set("sensitivity", done, total);
-        let measured = cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?;
-        drop(bar);
-        moments.attribute(SENSITIVITY_ATTRIBUTE, "application/json", serde_json::to_vec_pretty(&measured)?);
+        measured = Some(cmf_candle::eval::sensitivity(weights.as_ref(), card.config(), &windows, &progress)?);
     }
+    let bar = Bar::new(quiet, Unit::Layers);
+    let progress = |done, total| bar.set("layers", done, total);
+    let measured = measured.as_ref();
+    let moments = moments::collect(weights.as_ref(), card.config(), &windows, &note, measured, &progress)?;
+    drop(bar);
     Ok((note, moments::write(&moments, output, force)?))
 }
 

@@ -35,8 +35,17 @@ pub(super) fn encode(
         }
         (Storage::Terms(_), None) => return Err(Error::bad_argument("context of a block")),
     };
-    let mut values = Vec::new();
-    source.read_values(index, block.elements.clone(), &mut values)?;
+    let (mut values, mut part) = (Vec::new(), Vec::new());
+    let matrix_start = block.elements.start - block.rows.start * block.cols;
+    for rows in context.source_rows(&block.rows) {
+        let elements = matrix_start + rows.start * block.cols..matrix_start + rows.end * block.cols;
+        source.read_values(index, elements, &mut part)?;
+        if values.is_empty() {
+            std::mem::swap(&mut values, &mut part);
+        } else {
+            values.append(&mut part);
+        }
+    }
     let extent = |n: u64| usize::try_from(n).map_err(|_| Error::limit(format!("extent {n}")));
     let (rows, cols) = (extent(block.rows.end - block.rows.start)?, extent(block.cols)?);
     // Named by its own place, before anything is mixed.
@@ -53,7 +62,7 @@ pub(super) fn encode(
         let level = Level { nodes: encode::terms(&matrix, &rule.terms)?, cost: 0.0 };
         return Ok(Encoded { levels: vec![level], cost: 0.0 });
     }
-    let (cost, planes) = encode::planes(&matrix, &rule.terms, calibration)?;
+    let (cost, planes) = encode::planes(&matrix, &rule.terms, calibration, context.row_weights(&block.rows))?;
     let level = |plane: encode::Plane| Level { nodes: vec![plane.node], cost: plane.cost };
     Ok(Encoded { levels: planes.into_iter().map(level).collect(), cost })
 }

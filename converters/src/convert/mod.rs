@@ -189,10 +189,10 @@ fn convert_in(
     let encoded = AtomicU64::new(blocks.iter().filter(|b| done.contains_key(&b.id)).map(bytes).sum());
     let fresh: Vec<_> = blocks.iter().filter(|b| !done.contains_key(&b.id)).collect();
     let at_once = blocks_at_once(source.tensors(), &blocks, &options.recipe);
-    let contexts = Contexts::new(options.moments.as_deref(), at_once.min(MAX_CONTEXTS));
+    let contexts = Contexts::new(source, options.moments.as_deref(), at_once.min(MAX_CONTEXTS));
     let context = |id: BlockId, tensor: &TensorInfo| -> Result<Option<Arc<Context>>> {
         let Storage::Terms(rule) = options.recipe.storage_of(tensor) else { return Ok(None) };
-        contexts.of(id.tensor, tensor, rule, &Geometry::of(&tensor.shape)).map(Some)
+        contexts.of(id.tensor, rule).map(Some)
     };
     let encoded_blocks = workers::each(&fresh, options.jobs, at_once, |block| {
         let index = block.id.tensor as usize;
@@ -211,9 +211,10 @@ fn convert_in(
     let losses = losses::of(source.tensors(), &done, options.moments.as_deref());
     let carried = carried(source, &kept)?;
     let transforms = |tensor: usize| {
+        let index = tensor as u64;
         let Some(tensor) = source.tensors().get(tensor) else { return Ok(Default::default()) };
         let Storage::Terms(rule) = options.recipe.storage_of(tensor) else { return Ok(Default::default()) };
-        contexts.entries(tensor, rule, &Geometry::of(&tensor.shape)).map_err(|e| e.tensor(&tensor.name))
+        contexts.entries(index, rule).map_err(|e| e.tensor(&tensor.name))
     };
     let tensors = entries(source.tensors(), &blocks, done, carried, transforms)?;
     let elements = source.tensors().iter().filter_map(TensorInfo::elements).sum();

@@ -5,6 +5,7 @@ use super::feedback::{Feedback, cost};
 use super::format_error;
 use super::gptq::with_feedback;
 use super::matrix::Matrix;
+use super::nested::nested;
 use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
 use super::terms::{single, subtract};
@@ -37,12 +38,13 @@ impl Calibration {
 pub struct Plane {
     /// Its term.
     pub node: NodeData,
-    /// What the error costs that this level and all below leave: tr(E H Eᵀ), with the moments that
-    /// are known; without any, the sum of its squares.
+    /// What the error costs that this level and all below leave: tr(R E H Eᵀ), with the moments H and
+    /// the weights of rows R that are known; without any, the sum of its squares.
     pub cost: f64,
 }
 
-/// Encodes each term as a level of its own, or as several where the term has several. Gives the cost of leaving out everything, too.
+/// Encodes each term as a level of its own, or as several where the term has several. Gives the cost
+/// of leaving out everything, too. Costs of rows are weighted by `row_weights`, `[rows]`.
 ///
 /// # Errors
 /// As the encoders of the terms.
@@ -50,13 +52,14 @@ pub fn planes(
     matrix: &Matrix<'_>,
     params: &[TermParams],
     calibration: Option<&Calibration>,
+    row_weights: Option<&[f32]>,
 ) -> Result<(f64, Vec<Plane>)> {
     let mut residual = matrix.values().to_vec();
-    let whole = cost_of(&residual, matrix.cols(), calibration);
+    let cost = |residual: &[f32]| cost_of(residual, matrix.cols(), calibration, row_weights);
+    let whole = cost(&residual);
     let mut planes = Vec::with_capacity(params.len());
     for term in params {
         let rest = Matrix::new(&residual, matrix.rows(), matrix.cols())?;
-        let cost = |residual: &[f32]| cost_of(residual, matrix.cols(), calibration);
         match term {
             TermParams::Trellis(own) => {
                 let (node, errors) = trellis(&rest, own, calibration, planes.is_empty())?;
@@ -68,15 +71,18 @@ pub fn planes(
                     Some(calibration) => rest.with_weights(&calibration.diagonal)?,
                     None => rest,
                 };
-                let mut nodes = single(&rest, term)?;
-                if let (TermParams::Grouped(own), Some(calibration)) = (term, calibration)
-                    && let Some(feedback) = calibration.feedback(own.damping)
-                {
-                    nodes = nodes
-                        .iter()
-                        .map(|node| with_feedback(&rest, node, feedback))
-                        .collect::<Result<_>>()?;
-                }
+                let feedback = |damping| calibration.and_then(|c| c.feedback(damping));
+                let nodes = match term {
+                    TermParams::Nested(own) => nested(&rest, own, own.damping.and_then(feedback))?,
+                    TermParams::Grouped(own) => {
+                        let fed = |node| match feedback(own.damping) {
+                            Some(feedback) => with_feedback(&rest, &node, feedback),
+                            None => Ok(node),
+                        };
+                        single(&rest, term)?.into_iter().map(fed).collect::<Result<_>>()?
+                    }
+                    _ => single(&rest, term)?,
+                };
                 for node in nodes {
                     subtract(&mut residual, &node)?;
                     planes.push(Plane { node, cost: cost(&residual) });
@@ -87,20 +93,27 @@ pub fn planes(
     Ok((whole, planes))
 }
 
-fn cost_of(errors: &[f32], cols: usize, calibration: Option<&Calibration>) -> f64 {
+fn cost_of(
+    errors: &[f32],
+    cols: usize,
+    calibration: Option<&Calibration>,
+    row_weights: Option<&[f32]>,
+) -> f64 {
     let squares = |row: &[f32], weights: Option<&[f32]>| -> f64 {
         match weights {
             Some(weights) => super::kernels::sum_by(row, weights, |e, w| e * e * w),
             None => super::kernels::sum_by(row, row, |e, _| e * e),
         }
     };
-    match calibration {
-        Some(Calibration { moments: Some(moments), .. }) => cost(errors, moments, cols),
-        Some(Calibration { diagonal, .. }) => {
-            errors.chunks_exact(cols.max(1)).map(|row| squares(row, Some(diagonal))).sum()
-        }
-        None => errors.chunks_exact(cols.max(1)).map(|row| squares(row, None)).sum(),
-    }
+    let of_row = |(i, row): (usize, &[f32])| {
+        let own = match calibration {
+            Some(Calibration { moments: Some(moments), .. }) => cost(row, moments, cols),
+            Some(Calibration { diagonal, .. }) => squares(row, Some(diagonal)),
+            None => squares(row, None),
+        };
+        own * row_weights.and_then(|weights| weights.get(i)).map_or(1.0, |w| f64::from(*w))
+    };
+    errors.chunks_exact(cols.max(1)).enumerate().map(of_row).sum()
 }
 
 /// Share of a source's power that a plane leaves, about: 5.5 dB a bit.

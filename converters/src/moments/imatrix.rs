@@ -53,6 +53,10 @@ impl Moments for Importance {
         None
     }
 
+    fn row_weights(&self, _name: &str, _rows: usize) -> Result<Option<Vec<f32>>> {
+        Ok(None)
+    }
+
     fn inputs(&self) -> &[InputFile] {
         &self.inputs
     }

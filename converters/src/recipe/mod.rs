@@ -90,10 +90,16 @@ pub struct Transforms {
     /// moments are known: errors then fall on the inputs that matter less. 0.25 is best for
     /// weights of equal size; 0 is none.
     pub scale: f64,
+    /// Scales each input by the mean square of the weights that read it to this power, so that the
+    /// weights are of more equal size: 0.5 makes them equal, 0 is none.
+    pub equalise: f64,
     /// Random signs and a Hadamard matrix over the inputs.
     pub input_hadamard: bool,
     /// Random signs and Hadamard matrices of at most 64 over the outputs.
     pub output_hadamard: bool,
+    /// Orders rows by what their errors cost, where that is known: units of few rows are then of rows
+    /// that matter alike. Without it rows stay where they are.
+    pub order_rows: bool,
     /// Seed of the signs.
     pub seed: u64,
 }
@@ -101,7 +107,11 @@ pub struct Transforms {
 impl Transforms {
     /// Whether nothing is transformed.
     pub fn is_none(&self) -> bool {
-        self.scale == 0.0 && !self.input_hadamard && !self.output_hadamard
+        self.scale == 0.0
+            && self.equalise == 0.0
+            && !self.input_hadamard
+            && !self.output_hadamard
+            && !self.order_rows
     }
 }
 
@@ -185,8 +195,8 @@ impl Recipe {
             if rule.store.is_some() != rule.terms.is_empty() {
                 return bad(i, "needs either `store` or `terms`");
             }
-            if !(0.0..=1.0).contains(&rule.transforms.scale) {
-                return bad(i, "transforms.scale is not from 0 to 1");
+            if ![rule.transforms.scale, rule.transforms.equalise].iter().all(|p| (0.0..=1.0).contains(p)) {
+                return bad(i, "transforms.scale or transforms.equalise is not from 0 to 1");
             }
             if rule.terms.len() > 16 {
                 return bad(i, "has more than 16 terms");

@@ -55,6 +55,7 @@ pub mod sample;
 mod source;
 mod text;
 mod var_builder;
+mod vocabulary;
 pub mod weights;
 
 pub use card::Card;

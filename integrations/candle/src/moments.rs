@@ -3,17 +3,21 @@
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::eval::Sensitivity;
 use crate::layers::{Hidden, Progress};
 use crate::llama::{Block, Site, final_norm};
 use crate::output;
 use crate::text::Windows;
+use crate::vocabulary::Vocabulary;
 use crate::weights::Weights;
 use candle_core::Tensor;
+use cmf_converters::moments::{ROW_WEIGHTS_PREFIX, SENSITIVITY_ATTRIBUTE};
 use cmf_format::encoding::dense;
 use cmf_format::write::{Content, MatrixEntry, TensorEntry};
 use cmf_format::{ArchiveBuilder, DType, NodeData, WriteOptions};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Windows whose moments are held at once before they are summed.
@@ -60,6 +64,8 @@ impl Note {
 /// Runs `windows` through a model, layer by layer, and adds the moments of the input of every
 /// matrix, and of the head, to an archive: a dense f32 tensor `[inputs, inputs]` under the name of
 /// each matrix. Matrices that read the same input have equal moments, which the archive holds once.
+/// With them go what was measured as `sensitivity`, and what errors of each row of the embedding and
+/// of the head cost ([`Vocabulary`]), under [`ROW_WEIGHTS_PREFIX`].
 ///
 /// All moments are held until they are written: 4 bytes for each pair of inputs of each site.
 ///
@@ -70,6 +76,7 @@ pub fn collect(
     config: &Config,
     windows: &Windows,
     note: &Note,
+    sensitivity: Option<&Sensitivity>,
     progress: &Progress<'_>,
 ) -> Result<ArchiveBuilder> {
     let mut builder = ArchiveBuilder::new(WriteOptions::default());
@@ -92,10 +99,29 @@ pub fn collect(
     }
     let norm = final_norm(weights, config)?;
     let mut sum = Sum::default();
+    let mut vocabulary = Vocabulary::new(weights, config, windows.tokens())?;
     for states in hidden.states() {
-        sum.add(&product(&norm.forward(states)?)?)?;
+        let states = norm.forward(states)?;
+        sum.add(&product(&states)?)?;
+        vocabulary.add(&states)?;
     }
-    add(&mut builder, weights.stored_name(config.head_name()), sum.node(windows.tokens())?);
+    let of_rows = vocabulary.rows(&sum.mean(windows.tokens())?, sensitivity.map(|s| s.embedding))?;
+    let n = config.hidden as u64;
+    let head = dense::pack_values(DType::F32, n, n, &of_rows.moments)?;
+    add(&mut builder, weights.stored_name(config.head_name()), head);
+    for (name, row_weights) in of_rows.weights {
+        let node = dense::pack_values(DType::F32, 1, row_weights.len() as u64, &row_weights)?;
+        add(&mut builder, format!("{ROW_WEIGHTS_PREFIX}{}", weights.stored_name(name)), node);
+    }
+    if let Some(Sensitivity { matrices, .. }) = sensitivity {
+        let matrices = matrices.iter().map(|(name, value)| (name.as_str(), *value));
+        let all: BTreeMap<_, _> = matrices
+            .chain(of_rows.sensitivity)
+            .map(|(name, value)| (weights.stored_name(name), value))
+            .collect();
+        let json = serde_json::to_vec_pretty(&all).map_err(|e| Error::argument(e.to_string()))?;
+        builder.attribute(SENSITIVITY_ATTRIBUTE, "application/json", json);
+    }
     let json = serde_json::to_vec_pretty(note).map_err(|e| Error::argument(e.to_string()))?;
     builder.attribute("cmf.moments.json", "application/json", json);
     Ok(builder)
@@ -155,8 +181,14 @@ impl Sum {
         Ok(())
     }
 
-    /// The mean over tokens, symmetric to the bit.
+    /// The mean over tokens, as a node.
     fn node(&self, tokens: usize) -> Result<NodeData> {
+        let n = self.inputs as u64;
+        Ok(dense::pack_values(DType::F32, n, n, &self.mean(tokens)?)?)
+    }
+
+    /// The mean over tokens, symmetric to the bit.
+    fn mean(&self, tokens: usize) -> Result<Vec<f32>> {
         let n = self.inputs;
         let factor = 1.0 / tokens.max(1) as f64;
         let value = |i: usize, j: usize| {
@@ -167,6 +199,6 @@ impl Sum {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::new(ErrorKind::Compute, "activations are not finite"));
         }
-        Ok(dense::pack_values(DType::F32, n as u64, n as u64, &values)?)
+        Ok(values)
     }
 }

@@ -8,7 +8,7 @@ mod score;
 mod sensitivity;
 
 pub use score::Scores;
-pub use sensitivity::sensitivity;
+pub use sensitivity::{Sensitivity, sensitivity};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -17,7 +17,8 @@ use crate::llama::{Block, final_norm, head};
 use crate::text::Windows;
 use crate::weights::Weights;
 use candle_core::Tensor;
-use score::{Distribution, Tally};
+pub(crate) use score::Distribution;
+use score::Tally;
 
 /// Models whose heads are in memory at once.
 const HEADS_AT_ONCE: usize = 6;

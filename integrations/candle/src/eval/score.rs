@@ -23,8 +23,8 @@ pub struct Scores {
     pub tokens: usize,
 }
 
-/// Predictions of the baseline for one window.
-pub(super) struct Distribution {
+/// Predictions of one window.
+pub(crate) struct Distribution {
     logits: Vec<f32>,
     /// Probabilities.
     likely: Vec<f32>,
@@ -33,7 +33,7 @@ pub(super) struct Distribution {
 }
 
 impl Distribution {
-    pub(super) fn new(logits: Vec<f32>, vocab: usize) -> Self {
+    pub(crate) fn new(logits: Vec<f32>, vocab: usize) -> Self {
         let mut likely = vec![0.0; logits.len()];
         let rows = likely.par_chunks_exact_mut(vocab).zip(logits.par_chunks_exact(vocab));
         let rows = rows.map(|(likely, logits)| {
@@ -47,6 +47,11 @@ impl Distribution {
         });
         let rows = rows.collect();
         Self { logits, likely, rows }
+    }
+
+    /// The probabilities of all tokens, one prediction after the other.
+    pub(crate) fn probabilities(&self) -> &[f32] {
+        &self.likely
     }
 }
 

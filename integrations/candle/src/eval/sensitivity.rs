@@ -2,7 +2,7 @@
 
 use super::score::{Distribution, Tally};
 use super::scored;
-use crate::config::{Config, EMBEDDING};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Hidden, Progress};
 use crate::llama::{Block, Site, final_norm, head};
@@ -14,15 +14,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Power of the noise, relative to that of what a matrix gives for each token: small enough for its effect to grow
 /// in proportion, large enough to stand out from rounding.
-const NOISE: f32 = 0.03;
+const NOISE: f32 = 0.01;
 
-/// Measures, for each matrix by name, the divergence in nats per token that noise causes in its
-/// products, by the noise's power relative to theirs.
+/// The divergence in nats per token that noise in the products of each matrix causes, by the noise's
+/// power relative to theirs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sensitivity {
+    /// Of the matrices of layers, by name.
+    pub matrices: BTreeMap<String, f64>,
+    /// Of the rows that the embedding gives.
+    pub embedding: f64,
+}
+
+/// Measures the sensitivity of every matrix but the head.
 ///
 /// Noise in one matrix's products at a time goes through the rest of the model, and the scored half
 /// of each of `windows` is compared with the undisturbed one. (Noise of equal power in any place
-/// does harm in proportion to its power while it is small: Malinovskii et al. 2024, section 3.) A
-/// head that is the embedding too is disturbed in both places.
+/// does harm in proportion to its power while it is small: Malinovskii et al. 2024, section 3.)
 ///
 /// Holds the whole model as f32. Runs a layer once for each matrix before it and in it.
 ///
@@ -33,12 +41,12 @@ pub fn sensitivity(
     config: &Config,
     windows: &Windows,
     progress: &Progress<'_>,
-) -> Result<BTreeMap<String, f64>> {
+) -> Result<Sensitivity> {
     let noisy = Noisy { weights, target: AtomicUsize::new(usize::MAX) };
     let blocks =
         (0..config.layers).map(|layer| Block::load(&noisy, config, layer)).collect::<Result<Vec<_>>>()?;
     let norm = final_norm(weights, config)?;
-    let head = head(&noisy, config)?;
+    let head = head(weights, config)?;
     let (first, count) = scored(windows.context());
     let logits = |hidden: &Hidden| -> Result<Vec<Vec<f32>>> {
         let of = |x: &Tensor| -> Result<Vec<f32>> {
@@ -67,7 +75,7 @@ pub fn sensitivity(
     };
     let per_layer = Site::ALL.iter().map(|site| site.matrices().len()).sum::<usize>();
     let total = (config.layers * per_layer + 1) as u64;
-    let mut found = BTreeMap::new();
+    let mut matrices = BTreeMap::new();
     for layer in 0..config.layers {
         for matrix in Site::ALL.iter().flat_map(|site| site.matrices()) {
             let name = format!("model.layers.{layer}.{matrix}.weight");
@@ -77,24 +85,18 @@ pub fn sensitivity(
                 hidden.through(block)?;
             }
             noisy.target.store(usize::MAX, Ordering::SeqCst);
-            found.insert(name, divergence(&hidden)?);
-            progress(found.len() as u64, total);
+            matrices.insert(name, divergence(&hidden)?);
+            progress(matrices.len() as u64, total);
         }
     }
-    noisy.target.store(key(config.head_name()), Ordering::SeqCst);
-    let mut of_head = divergence(last)?;
-    noisy.target.store(usize::MAX, Ordering::SeqCst);
-    if config.head_name() == EMBEDDING {
-        let embedded = inputs.first().ok_or_else(|| Error::model("no layer"))?;
-        let mut hidden = embedded.map(disturbed)?;
-        for block in &blocks {
-            hidden.through(block)?;
-        }
-        of_head += divergence(&hidden)?;
+    let embedded = inputs.first().ok_or_else(|| Error::model("no layer"))?;
+    let mut hidden = embedded.map(disturbed)?;
+    for block in &blocks {
+        hidden.through(block)?;
     }
-    found.insert(config.head_name().into(), of_head);
+    let embedding = divergence(&hidden)?;
     progress(total, total);
-    Ok(found)
+    Ok(Sensitivity { matrices, embedding })
 }
 
 /// A number for a name; names of one model hardly meet.
