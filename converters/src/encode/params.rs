@@ -70,7 +70,6 @@ impl TermParams {
         match self {
             TermParams::Trellis(own) => Some(own.damping),
             TermParams::Grouped(own) => Some(own.damping),
-            TermParams::Nested(own) => own.damping,
             _ => None,
         }
     }
@@ -564,9 +563,6 @@ pub struct NestedParams {
     pub zero: Store,
     /// Most rounds of codes for the grids, then grids for the codes, for [`NestedMap::Integer`].
     pub iterations: u32,
-    /// What error feedback adds to the diagonal of the activations' second moments, in units of its
-    /// mean, where these are known; without it codes are chosen without feedback.
-    pub damping: Option<f64>,
 }
 
 impl Default for NestedParams {
@@ -579,7 +575,6 @@ impl Default for NestedParams {
             scale: Store::F16,
             zero: Store::F16,
             iterations: 8,
-            damping: None,
         }
     }
 }

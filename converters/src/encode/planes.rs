@@ -5,7 +5,6 @@ use super::feedback::{Feedback, cost};
 use super::format_error;
 use super::gptq::with_feedback;
 use super::matrix::Matrix;
-use super::nested::nested;
 use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
 use super::terms::{single, subtract};
@@ -73,7 +72,6 @@ pub fn planes(
                 };
                 let feedback = |damping| calibration.and_then(|c| c.feedback(damping));
                 let nodes = match term {
-                    TermParams::Nested(own) => nested(&rest, own, own.damping.and_then(feedback))?,
                     TermParams::Grouped(own) => {
                         let fed = |node| match feedback(own.damping) {
                             Some(feedback) => with_feedback(&rest, &node, feedback),

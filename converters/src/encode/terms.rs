@@ -177,7 +177,7 @@ pub(super) fn single(matrix: &Matrix<'_>, term: &TermParams) -> Result<Vec<NodeD
     let (rows, cols) = node_shape(matrix.rows(), matrix.cols());
     let node = match term {
         TermParams::SignLowRank(own) => return sign_low_rank(matrix, own),
-        TermParams::Nested(own) => return nested(matrix, own, None),
+        TermParams::Nested(own) => return nested(matrix, own),
         TermParams::Dense(own) => {
             dense::pack_values(own.dtype.into(), rows, cols, matrix.values()).map_err(format_error)
         }

@@ -6,7 +6,7 @@
 //! sum lowers the product of the levels' errors, so that no level is paid for with another's
 //! decibels.
 
-use super::{Coded, Values, level};
+use super::{Coded, level};
 use crate::encode::matrix::Matrix;
 use crate::encode::params::NestedParams;
 use crate::error::Result;
@@ -48,7 +48,7 @@ pub(super) fn encode(matrix: &Matrix<'_>, params: &NestedParams) -> Result<Coded
             row
         })
         .collect();
-    let (mut levels, mut values) = (Vec::new(), Vec::new());
+    let mut levels = Vec::new();
     let count = params.bits.len();
     for (index, bits) in params.bits.iter().enumerate() {
         let of_level: Vec<&Grid> =
@@ -58,10 +58,8 @@ pub(super) fn encode(matrix: &Matrix<'_>, params: &NestedParams) -> Result<Coded
         let scale = params.scale.pack("scale", &scales, rows, across)?;
         let zero = params.zero.pack("zero point", &zeros, rows, across)?;
         levels.push(level(*bits, Map::Integer, params.group_cols, vec![scale.node, zero.node]));
-        let (scales, zeros) = (scale.values, zero.values);
-        values.push(Values::Integer { scales, zeros, group_cols, groups: across });
     }
-    Ok(Coded { codes, levels, values })
+    Ok(Coded { codes, levels })
 }
 
 /// What a level makes of its codes.

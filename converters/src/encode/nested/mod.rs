@@ -1,10 +1,8 @@
 //! Nested codes: bit planes of which every prefix is a code that was fitted for.
 
-mod fed;
 mod integers;
 mod tables;
 
-use super::feedback::Feedback;
 use super::matrix::Matrix;
 use super::params::{NestedMap, NestedParams};
 use super::{format_error, node_shape};
@@ -18,29 +16,6 @@ use std::sync::Arc;
 struct Coded {
     codes: Vec<u8>,
     levels: Vec<LevelData>,
-    /// Of each level, as it is stored.
-    values: Vec<Values>,
-}
-
-/// What a level makes of its codes.
-enum Values {
-    /// Row-major, `[rows, groups]`.
-    Integer { scales: Vec<f32>, zeros: Vec<f32>, group_cols: usize, groups: usize },
-    /// `[rows, entries]`.
-    Table { table: Vec<f32>, entries: usize },
-}
-
-impl Values {
-    /// The value of a code at a place.
-    fn of(&self, row: usize, col: usize, code: u8) -> f32 {
-        match self {
-            Values::Integer { scales, zeros, group_cols, groups } => {
-                let group = row * groups + col / group_cols;
-                (f32::from(code) - zeros[group]) * scales[group]
-            }
-            Values::Table { table, entries } => table[row * entries + usize::from(code)],
-        }
-    }
 }
 
 /// Encodes a matrix as codes of which the first `bits[0]`, `bits[1]`, ... bits are codes too; gives
@@ -48,17 +23,12 @@ impl Values {
 ///
 /// With [`NestedMap::Table`] each row and level has a table of its own; codes come from splitting
 /// clusters upward (Any-Precision). With [`NestedMap::Integer`] each group and level has a scale and
-/// a zero point, and codes are chosen so that all levels together are best. With `feedback` the codes
-/// are then chosen again, column after column, by what the errors of each level cost.
+/// a zero point, and codes are chosen so that all levels together are best.
 ///
 /// # Errors
-/// `BadArgument` for second moments of another number of columns, for bits that do not ascend within 1 to 8 and for an empty matrix, `Unsupported`
+/// `BadArgument` for bits that do not ascend within 1 to 8 and for an empty matrix, `Unsupported`
 /// for a scale, zero point or table entry that its store cannot hold.
-pub fn nested(
-    matrix: &Matrix<'_>,
-    params: &NestedParams,
-    feedback: Option<&Feedback>,
-) -> Result<Vec<NodeData>> {
+pub fn nested(matrix: &Matrix<'_>, params: &NestedParams) -> Result<Vec<NodeData>> {
     let ascends = params.bits.windows(2).all(|pair| pair[0] < pair[1]);
     let highest = params.bits.last().copied().unwrap_or(0);
     if !ascends || params.bits.first().is_none_or(|bits| *bits == 0) || highest > 8 {
@@ -68,17 +38,13 @@ pub fn nested(
     if matrix.values().is_empty() {
         return Err(Error::bad_argument("matrix").expected("one that is not empty"));
     }
-    let Coded { mut codes, levels, values } = match params.map {
+    let coded = match params.map {
         NestedMap::Table => tables::encode(matrix, params)?,
         NestedMap::Integer => integers::encode(matrix, params)?,
     };
-    if let Some(feedback) = feedback {
-        let levels: Vec<_> = params.bits.iter().copied().zip(values).collect();
-        fed::choose(matrix, feedback, &levels, &mut codes)?;
-    }
     let (rows, cols) = node_shape(matrix.rows(), matrix.cols());
-    let planes = format::planes(&codes, matrix.cols(), highest).map_err(format_error)?;
-    format::pack_levels(rows, cols, &planes, &levels).map_err(format_error)
+    let planes = format::planes(&coded.codes, matrix.cols(), highest).map_err(format_error)?;
+    format::pack_levels(rows, cols, &planes, &coded.levels).map_err(format_error)
 }
 
 /// A level whose codes are the first bits as they are.

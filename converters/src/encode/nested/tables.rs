@@ -5,7 +5,7 @@
 //! precision (there that of SqueezeLLM), then every cluster is split by weighted 2-means. In one
 //! dimension clusters are ranges of the sorted weights, so that both steps are exact here.
 
-use super::{Coded, Values, level};
+use super::{Coded, level};
 use crate::encode::matrix::Matrix;
 use crate::encode::params::NestedParams;
 use crate::error::Result;
@@ -21,15 +21,14 @@ pub(super) fn encode(matrix: &Matrix<'_>, params: &NestedParams) -> Result<Coded
         .zip(matrix.values().par_chunks_exact(cols))
         .map(|(codes, values)| Row::new(values, matrix.weights()).encode(&params.bits, codes))
         .collect();
-    let (mut levels, mut values) = (Vec::new(), Vec::new());
+    let mut levels = Vec::new();
     for (index, bits) in params.bits.iter().enumerate() {
         let table: Vec<f32> =
             tables.iter().filter_map(|levels| levels.get(index)).flatten().copied().collect();
         let stored = params.table.pack("table", &table, rows, 1 << bits)?;
         levels.push(level(*bits, Map::Table, 0, vec![stored.node]));
-        values.push(Values::Table { table: stored.values, entries: 1 << bits });
     }
-    Ok(Coded { codes, levels, values })
+    Ok(Coded { codes, levels })
 }
 
 /// A row's weights in ascending order, with sums over their prefixes.

@@ -1,5 +1,5 @@
 use super::{Source, bytes, squared_error, weighted_error, with_threads};
-use crate::encode::{Feedback, Matrix, NestedMap, NestedParams, Store, cost, decode, nested};
+use crate::encode::{Matrix, NestedMap, NestedParams, Store, decode, nested};
 use crate::error::ErrorKind;
 use cmf_format::NodeData;
 
@@ -23,7 +23,7 @@ fn sums(nodes: &[NodeData]) -> Vec<Vec<f32>> {
 /// Signal to noise of each level in dB.
 fn snrs(source: &Source, params: &NestedParams) -> Vec<f64> {
     let power: f64 = source.values.iter().map(|v| f64::from(*v).powi(2)).sum();
-    let nodes = nested(&source.matrix(), params, None).unwrap();
+    let nodes = nested(&source.matrix(), params).unwrap();
     sums(&nodes).iter().map(|sum| 10.0 * (power / squared_error(&source.values, sum)).log10()).collect()
 }
 
@@ -49,7 +49,7 @@ fn integers_are_good_at_every_level() {
     let sliced: Vec<f64> = bits
         .iter()
         .map(|bits| {
-            let alone = nested(&source.matrix(), &params(NestedMap::Integer, &[6]), None).unwrap();
+            let alone = nested(&source.matrix(), &params(NestedMap::Integer, &[6])).unwrap();
             let codes = codes(&alone[0], source.rows, source.cols);
             sliced_snr(&source, &codes, 6 - bits)
         })
@@ -105,7 +105,7 @@ fn weights_lower_the_weighted_error() {
     let weights: Vec<f32> = (0..256).map(|j| if j % 10 == 0 { 100.0 } else { 0.1 }).collect();
     for map in [NestedMap::Table, NestedMap::Integer] {
         let errors = |matrix: &Matrix<'_>| -> Vec<f64> {
-            let nodes = nested(matrix, &params(map, &[2, 3, 4]), None).unwrap();
+            let nodes = nested(matrix, &params(map, &[2, 3, 4])).unwrap();
             sums(&nodes).iter().map(|sum| weighted_error(&source.values, sum, &weights)).collect()
         };
         let (plain, weighted) =
@@ -121,7 +121,7 @@ fn few_and_equal_values_are_kept() {
         for values in [vec![0.0; 6], vec![0.5; 6], vec![1.0, -1.0, 1.0, -1.0, -1.0, 1.0]] {
             let source = Source { values, rows: 2, cols: 3 };
             let params = NestedParams { table: Store::F32, ..params(map, &[1, 2, 8]) };
-            let nodes = nested(&source.matrix(), &params, None).unwrap();
+            let nodes = nested(&source.matrix(), &params).unwrap();
             for sum in sums(&nodes) {
                 let error = squared_error(&source.values, &sum).sqrt();
                 assert!(error < 2e-3, "{map:?} {:?} {sum:?}", source.values);
@@ -136,7 +136,7 @@ fn weights_of_zero_are_no_trouble() {
     for weights in [vec![0.0; 40], (0..40).map(|j| (j % 2) as f32).collect()] {
         for map in [NestedMap::Table, NestedMap::Integer] {
             let matrix = source.matrix().with_weights(&weights).unwrap();
-            let nodes = nested(&matrix, &params(map, &[2, 4]), None).unwrap();
+            let nodes = nested(&matrix, &params(map, &[2, 4])).unwrap();
             assert!(sums(&nodes).iter().flatten().all(|v| v.abs() < 1.0), "{map:?}");
         }
     }
@@ -145,8 +145,7 @@ fn weights_of_zero_are_no_trouble() {
 #[test]
 fn rejects_bits_that_do_not_ascend() {
     for bits in [&[][..], &[0, 2], &[3, 3], &[4, 2], &[9]] {
-        let error =
-            nested(&Source::normal(3, 3, 4).matrix(), &params(NestedMap::Table, bits), None).map(drop);
+        let error = nested(&Source::normal(3, 3, 4).matrix(), &params(NestedMap::Table, bits)).map(drop);
         assert_eq!(error.map_err(|e| e.kind()), Err(ErrorKind::BadArgument), "{bits:?}");
     }
 }
@@ -157,37 +156,10 @@ fn does_not_depend_on_the_number_of_threads() {
     for map in [NestedMap::Table, NestedMap::Integer] {
         let with = |threads| {
             with_threads(threads, || {
-                let nodes = nested(&source.matrix(), &params(map, &[2, 3, 5]), None).unwrap();
+                let nodes = nested(&source.matrix(), &params(map, &[2, 3, 5])).unwrap();
                 nodes.iter().map(bytes).collect::<Vec<_>>()
             })
         };
         assert_eq!(with(1), with(3));
-    }
-}
-
-#[test]
-fn feedback_lowers_the_cost_of_every_level() {
-    let (rows, cols) = (24, 64);
-    let source = Source::normal(rows, cols, 11);
-    let shared = Source::normal(4 * cols, 1, 12);
-    let own = Source::normal(4 * cols, cols, 13);
-    let mut moments = vec![0.0f32; cols * cols];
-    for (own, shared) in own.values.chunks_exact(cols).zip(&shared.values) {
-        let x: Vec<f32> = own.iter().map(|v| v + 2.0 * shared).collect();
-        for (row, a) in moments.chunks_exact_mut(cols).zip(&x) {
-            row.iter_mut().zip(&x).for_each(|(h, b)| *h += a * b);
-        }
-    }
-    let feedback = Feedback::new(&moments, cols, 0.1).unwrap();
-    for map in [NestedMap::Integer, NestedMap::Table] {
-        let params = params(map, &[2, 3, 4, 6]);
-        let costs = |feedback| -> Vec<f64> {
-            let nodes = nested(&source.matrix(), &params, feedback).unwrap();
-            let errors =
-                |sum: &Vec<f32>| source.values.iter().zip(sum).map(|(w, v)| w - v).collect::<Vec<_>>();
-            sums(&nodes).iter().map(|sum| cost(&errors(sum), &moments, cols)).collect()
-        };
-        let (with, without) = (costs(Some(&feedback)), costs(None));
-        assert!(with.iter().zip(&without).all(|(a, b)| *a < 0.8 * b), "{map:?} {with:?} {without:?}");
     }
 }
