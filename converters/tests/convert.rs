@@ -130,7 +130,7 @@ fn rows_lie_in_the_order_of_what_their_errors_cost() -> Outcome {
     for (row, (expected, found)) in values.chunks_exact(cols).zip(found.chunks_exact(cols)).enumerate() {
         let signal: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
         let noise: f64 = expected.iter().zip(found).map(|(x, y)| f64::from(x - y).powi(2)).sum();
-        assert!(noise < 1e-3 * signal, "row {row}: {noise} of {signal}");
+        assert!(noise < 1e-2 * signal, "row {row}: {noise} of {signal}");
     }
     // The blocks that have heavy rows get several levels before others get their second.
     let matrix = archive.tensor("embed").and_then(|t| t.matrices().next()).ok_or("no matrix")?;
