@@ -113,8 +113,9 @@ fn moments_have_the_name_of_each_matrix() -> Outcome {
     place.good(&["verify", "moments.cmf"])?;
     let held = place.cmf(&["inspect", "moments.cmf", "--tensors", "--json"])?.json()?;
     let names: Vec<_> = held["tensors"].as_array().ok_or("no tensors")?.iter().map(|t| &t["name"]).collect();
-    assert_eq!(names.len(), 8);
+    assert_eq!(names.len(), 9);
     assert!(names.contains(&&json!("model.layers.0.mlp.down_proj.weight")), "{names:?}");
+    assert!(names.contains(&&json!("cmf.row_weights/model.embed_tokens.weight")), "{names:?}");
     assert!(place.refused(&args)?.contains("exists"));
     Ok(())
 }

@@ -28,6 +28,8 @@ pub(crate) struct Vocabulary<'w> {
     config: &'w Config,
     embedding: Box<dyn Rows + 'w>,
     head: Box<dyn Linear + 'w>,
+    /// The head's rows, where they are not the embedding's.
+    head_rows: Option<Box<dyn Rows + 'w>>,
     /// One position of so many is used.
     stride: usize,
     positions: usize,
@@ -48,8 +50,11 @@ pub(crate) struct OfRows<'w> {
 
 impl<'w> Vocabulary<'w> {
     pub(crate) fn new(weights: &'w dyn Weights, config: &'w Config, tokens: usize) -> Result<Self> {
+        let head_name = config.head_name();
+        let own_rows = || weights.rows(head_name, config.vocab, config.hidden);
         Ok(Self {
             config,
+            head_rows: (head_name != EMBEDDING).then(own_rows).transpose()?,
             embedding: embedding(weights, config)?,
             head: head(weights, config)?,
             stride: tokens.div_ceil(POSITIONS).max(1),
@@ -97,13 +102,14 @@ impl<'w> Vocabulary<'w> {
         let (likely, uncertain) = (mean(&self.likely), mean(&self.uncertain));
         let floats = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<_>>();
         let moments_of_head = Tensor::from_slice(moments, (n, n), &Device::Cpu)?;
-        // Of each row of the embedding: w H wᵀ and w wᵀ.
+        // w H wᵀ of each row of the head, and w wᵀ of each row of the embedding.
         let (mut products, mut squares) = (Vec::new(), Vec::new());
         let ids: Vec<u32> = (0..self.config.vocab as u32).collect();
         for ids in ids.chunks(ROWS_AT_ONCE) {
             let rows = self.embedding.gather(ids)?;
-            products.extend((rows.matmul(&moments_of_head)? * &rows)?.sum(D::Minus1)?.to_vec1::<f32>()?);
             squares.extend(rows.sqr()?.sum(D::Minus1)?.to_vec1::<f32>()?);
+            let rows = self.head_rows.as_ref().map_or(Ok(rows), |head| head.gather(ids))?;
+            products.extend((rows.matmul(&moments_of_head)? * &rows)?.sum(D::Minus1)?.to_vec1::<f32>()?);
         }
         if products.iter().chain(&squares).any(|v| !v.is_finite()) {
             return Err(Error::model("the embedding's rows are not finite"));
