@@ -43,7 +43,7 @@ impl<'b> Rows<'b> {
     }
 }
 
-/// post * H(pre * x[indices]), in steps: what a list of transforms comes to on one side of a sum.
+/// `post * H(pre * x[indices])`, in steps: what a list of transforms comes to on one side of a sum.
 #[derive(Debug)]
 pub struct GpuTransforms {
     size: u32,

@@ -65,7 +65,8 @@ impl Note {
 /// matrix, and of the head, to an archive: a dense f32 tensor `[inputs, inputs]` under the name of
 /// each matrix. Matrices that read the same input have equal moments, which the archive holds once.
 /// With them go what was measured as `sensitivity`, and what errors of each row of the embedding and
-/// of the head cost ([`Vocabulary`]), under [`ROW_WEIGHTS_PREFIX`].
+/// of the head cost, under [`ROW_WEIGHTS_PREFIX`]. Where the embedding is the head too, what errors cost
+/// in both places is stated as one measure, so that its moments are not those of the head's input alone.
 ///
 /// All moments are held until they are written: 4 bytes for each pair of inputs of each site.
 ///
