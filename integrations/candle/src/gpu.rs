@@ -3,6 +3,7 @@
 
 use crate::cut::check_expansion;
 use crate::error::{Error, ErrorKind, Result};
+use crate::packed::vector;
 use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
 use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
@@ -169,11 +170,7 @@ fn upload(context: &Context, uploader: &mut Uploader, slot: &mut Slot<'_>, held:
 impl<'m> Weights for GpuModel<'m> {
     /// A vector is read once, under the plan that is in force when the model is loaded.
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
-        let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
-        check_shape(name, &tensor.shape(), &[elements])?;
-        let mut values = vec![0.0; elements];
-        tensor.decode(Levels::Plan(&self.plan()), &mut values)?;
-        Ok(Tensor::from_vec(values, elements, &Device::Cpu)?)
+        vector(self.model, &self.plan(), name, elements)
     }
 
     fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {

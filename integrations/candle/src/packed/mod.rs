@@ -187,14 +187,19 @@ impl<'m> PackedModel<'m> {
     }
 }
 
+/// The vector `name` under a plan, f32.
+pub(crate) fn vector(model: &Model, plan: &Plan, name: &str, elements: usize) -> Result<Tensor> {
+    let tensor = model.tensor(name).ok_or_else(|| missing(name))?;
+    check_shape(name, &tensor.shape(), &[elements])?;
+    let mut values = vec![0.0; elements];
+    tensor.decode(Levels::Plan(plan), &mut values)?;
+    Ok(Tensor::from_vec(values, elements, &Device::Cpu)?)
+}
+
 impl<'m> Weights for PackedModel<'m> {
     /// A vector is read once, under the plan that is in force when the model is loaded.
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
-        let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
-        check_shape(name, &tensor.shape(), &[elements])?;
-        let mut values = vec![0.0; elements];
-        tensor.decode(Levels::Plan(&self.plan()), &mut values)?;
-        Ok(Tensor::from_vec(values, elements, &Device::Cpu)?)
+        vector(self.model, &self.plan(), name, elements)
     }
 
     fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
