@@ -4,6 +4,7 @@
 //! version does not support. Data goes to standard output, progress to standard error.
 
 mod commands;
+mod device;
 mod plot;
 mod progress;
 mod size;

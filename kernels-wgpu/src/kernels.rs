@@ -4,6 +4,7 @@ use crate::device::scoped;
 use crate::error::{Error, Result};
 use crate::packed::Numbers;
 use crate::template::compose;
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,7 +81,7 @@ impl<'b> Bound<'b> {
 }
 
 #[derive(Debug)]
-struct Pipeline {
+pub(crate) struct Pipeline {
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
 }
@@ -92,6 +93,8 @@ pub struct Kernels {
     limits: wgpu::Limits,
     tuning: Tuning,
     pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
+    /// Sizes of the tiles of activations that there were, each a power of two.
+    tiles: AtomicU32,
     /// Bound where a kernel reads nothing.
     nothing: wgpu::Buffer,
 }
@@ -126,6 +129,7 @@ impl Kernels {
             device: device.clone(),
             tuning,
             pipelines: Mutex::default(),
+            tiles: AtomicU32::new(0),
             nothing,
         })
     }
@@ -194,15 +198,26 @@ impl Kernels {
         }
     }
 
-    fn pipeline(&self, permutation: Permutation) -> Result<Arc<Pipeline>> {
-        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = pipelines.get(&permutation) {
+    /// The pipeline of a permutation. Others can be looked up while it is compiled.
+    pub(crate) fn pipeline(&self, permutation: Permutation) -> Result<Arc<Pipeline>> {
+        let pipelines = || self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = pipelines().get(&permutation) {
             return Ok(Arc::clone(found));
         }
         let source = permutation.source()?;
         let compiled = Arc::new(scoped(&self.device, || self.compile(&permutation, source))?);
-        pipelines.insert(permutation, Arc::clone(&compiled));
-        Ok(compiled)
+        Ok(Arc::clone(pipelines().entry(permutation).or_insert(compiled)))
+    }
+
+    /// Notes that there were products with tiles of `m` activations.
+    pub(crate) fn multiplied_with(&self, m: u32) {
+        self.tiles.fetch_or(m, Ordering::Relaxed);
+    }
+
+    /// The tiles of activations that there were.
+    pub(crate) fn tiles_seen(&self) -> impl Iterator<Item = u32> {
+        let seen = self.tiles.load(Ordering::Relaxed);
+        (0..u32::BITS).map(|bit| 1 << bit).filter(move |m| seen & m != 0)
     }
 
     fn compile(&self, permutation: &Permutation, source: String) -> Pipeline {

@@ -86,7 +86,7 @@ mod workspace;
 pub use context::Context;
 pub use error::{Error, ErrorKind, Result};
 pub use kernels::{Kernels, Tuning};
-pub use matrix::GpuMatrix;
+pub use matrix::{GpuMatrix, GpuUnit};
 pub use record::Picked;
 pub use template::{ENCODINGS, wgsl};
 pub use transforms::{Activations, GpuTransforms, Rows};

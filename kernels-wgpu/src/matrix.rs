@@ -28,7 +28,54 @@ pub struct GpuMatrix {
     cols: u32,
     input: Arc<GpuTransforms>,
     output: Arc<GpuTransforms>,
-    units: BTreeMap<u32, Vec<Held>>,
+    units: BTreeMap<u32, GpuUnit>,
+}
+
+/// A unit of a matrix on the device, which a [`GpuMatrix`] need not have yet: it may be uploaded while
+/// the matrix is in use.
+#[derive(Debug)]
+pub struct GpuUnit {
+    rows: u32,
+    cols: u32,
+    terms: Vec<Held>,
+}
+
+impl GpuUnit {
+    /// Uploads the terms of a unit of a matrix of `rows` outputs and `cols` inputs, each with the row and
+    /// column at which it starts.
+    ///
+    /// # Errors
+    /// `Unsupported` for what has no kernel, `Limit` for a term that no binding holds, `Argument` for
+    /// one that reaches beyond the matrix, `Format` for damaged numbers, `Device`.
+    pub fn new<'t, 'v: 't>(
+        kernels: &Kernels,
+        uploader: &mut Uploader,
+        rows: usize,
+        cols: usize,
+        terms: impl Iterator<Item = (usize, usize, &'t View<'v>)>,
+    ) -> Result<Self> {
+        let (rows, cols) = (index("rows", rows as u64)?, index("columns", cols as u64)?);
+        let mut held = Vec::new();
+        for (row, col, view) in terms {
+            let (row, col) = (index("row", row as u64)?, index("column", col as u64)?);
+            let fits = |start: u32, extent: usize, all: u32| u64::from(start) + extent as u64 <= all.into();
+            if !fits(row, view.rows(), rows) || !fits(col, view.cols(), cols) {
+                return Err(Error::argument("a term reaches beyond the matrix"));
+            }
+            if !col.is_multiple_of(4) {
+                return Err(Error::unsupported(format!("a term that starts at column {col}")));
+            }
+            if view.rows() > 0 && view.cols() > 0 {
+                hold(kernels, uploader, row, col, view, &mut held)?;
+            }
+        }
+        Ok(Self { rows, cols, terms: held })
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.terms.iter().map(Held::bytes).sum()
+    }
 }
 
 /// A term on the device.
@@ -123,12 +170,11 @@ impl GpuMatrix {
         Ok(this)
     }
 
-    /// Uploads the terms of a unit, each with the row and column at which it starts. Units are summed
-    /// in ascending order; one of the same number is replaced. After an error nothing has changed.
+    /// Uploads the terms of a unit, as [`GpuUnit::new`] does, and puts it in its place. After an error
+    /// nothing has changed.
     ///
     /// # Errors
-    /// `Unsupported` for what has no kernel, `Limit` for a term that no binding holds, `Argument` for
-    /// one that reaches beyond the matrix, `Format` for damaged numbers, `Device`.
+    /// As [`GpuUnit::new`].
     pub fn insert<'t, 'v: 't>(
         &mut self,
         kernels: &Kernels,
@@ -136,21 +182,19 @@ impl GpuMatrix {
         unit: u32,
         terms: impl Iterator<Item = (usize, usize, &'t View<'v>)>,
     ) -> Result<()> {
-        let mut held = Vec::new();
-        for (row, col, view) in terms {
-            let (row, col) = (index("row", row as u64)?, index("column", col as u64)?);
-            let fits = |start: u32, extent: usize, all: u32| u64::from(start) + extent as u64 <= all.into();
-            if !fits(row, view.rows(), self.rows) || !fits(col, view.cols(), self.cols) {
-                return Err(Error::argument("a term reaches beyond the matrix"));
-            }
-            if !col.is_multiple_of(4) {
-                return Err(Error::unsupported(format!("a term that starts at column {col}")));
-            }
-            if view.rows() > 0 && view.cols() > 0 {
-                hold(kernels, uploader, row, col, view, &mut held)?;
-            }
+        let (rows, cols) = (self.rows as usize, self.cols as usize);
+        self.put(unit, GpuUnit::new(kernels, uploader, rows, cols, terms)?)
+    }
+
+    /// Puts a unit in its place. Units are summed in ascending order; one of the same number is replaced.
+    ///
+    /// # Errors
+    /// `Argument` for the unit of a matrix of another shape.
+    pub fn put(&mut self, number: u32, unit: GpuUnit) -> Result<()> {
+        if (unit.rows, unit.cols) != (self.rows, self.cols) {
+            return Err(Error::argument("a unit of another matrix"));
         }
-        self.units.insert(unit, held);
+        self.units.insert(number, unit);
         Ok(())
     }
 
@@ -166,12 +210,12 @@ impl GpuMatrix {
 
     /// Bytes of a unit on the device.
     pub fn unit_bytes(&self, unit: u32) -> Option<u64> {
-        self.units.get(&unit).map(|terms| terms.iter().map(Held::bytes).sum())
+        self.units.get(&unit).map(GpuUnit::bytes)
     }
 
     /// Bytes of all units and transforms on the device.
     pub fn bytes(&self) -> u64 {
-        let units: u64 = self.units.values().flatten().map(Held::bytes).sum();
+        let units: u64 = self.units.values().map(GpuUnit::bytes).sum();
         units + self.input.bytes() + self.output.bytes()
     }
 
@@ -202,7 +246,7 @@ impl GpuMatrix {
 
     /// Terms, unit by unit.
     pub(crate) fn terms(&self) -> impl Iterator<Item = &Held> {
-        self.units.values().flatten()
+        self.units.values().flat_map(|unit| &unit.terms)
     }
 }
 
@@ -287,7 +331,7 @@ fn node(
         at += segment.len() as u64;
     }
     uploader.write(&buffer, side_at, &packed.side)?;
-    Ok(Node {
+    let node = Node {
         reader: packed.reader,
         numbers: packed.numbers,
         steps: packed.steps,
@@ -301,5 +345,7 @@ fn node(
         code_bytes,
         side_at,
         side_bytes,
-    })
+    };
+    kernels.compile_ahead(&node)?;
+    Ok(node)
 }

@@ -1,7 +1,7 @@
 //! Dispatches of a matrix: products, rows of its sum, rows of the matrix.
 
 use crate::error::{Error, Result, product};
-use crate::kernels::{Bound, GROUPS_MAX, Kernels, Permutation};
+use crate::kernels::{Bound, GROUPS_MAX, Kernels, Permutation, Tuning};
 use crate::matrix::{GpuMatrix, Held, LowRank, Node};
 use crate::packed::Reader;
 use crate::params::{FillParams, OuterParams, Params, TermParams};
@@ -160,32 +160,54 @@ impl Kernels {
             x_tile: product("tile", &[activations.padded.into(), m.into()])? / 4,
             ..params(node)
         };
+        self.multiplied_with(m);
         if node.reader != Reader::Quads {
             if node.reader == (Reader::Sparse { replaces: true }) {
                 return Err(Error::unsupported("a product with a sparse term that replaces"));
             }
-            let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
             let groups = [node.rows.div_ceil(WIDTH), batch, 1];
-            let permutation = permutation("sparse", node, 1, &numbers);
             let first = [Bound::all(activations.held()?), output.bound];
+            let permutation = self.multiplication(node, 1, m);
             return self.dispatch_terms(pass, permutation, &mut params, nodes, &first, groups);
         }
-        let tuning = self.tuning();
-        let width = if tuning.lanes > 1 { tuning.lanes } else { tuning.width };
+        let Tuning { lanes, width } = self.tuning();
+        let tiles = node.rows.div_ceil(TILE_ROWS);
+        let across = if lanes > 1 { tiles } else { tiles.div_ceil(width) };
+        let (x, z) = (across.min(GROUPS_MAX), across.div_ceil(GROUPS_MAX));
+        let terms = if nodes.len() > 1 { TERMS } else { 1 };
+        let first = [Bound::all(activations.held()?), output.bound];
+        let permutation = self.multiplication(node, terms, m);
+        self.dispatch_terms(pass, permutation, &mut params, nodes, &first, [x, batch.div_ceil(m), z])
+    }
+
+    /// The kernel that multiplies `terms` terms like `node` with tiles of `m` activations.
+    fn multiplication(&self, node: &Node, terms: usize, m: u32) -> Permutation {
+        if node.reader != Reader::Quads {
+            let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
+            return permutation("sparse", node, terms, &numbers);
+        }
+        let Tuning { lanes, width } = self.tuning();
         let numbers = [
             ("R", TILE_ROWS.into()),
             ("M", m.into()),
             ("PARTS", i64::from(m.div_ceil(4))),
-            ("LANES", tuning.lanes.into()),
-            ("WIDTH", width.into()),
+            ("LANES", lanes.into()),
+            ("WIDTH", if lanes > 1 { lanes } else { width }.into()),
         ];
-        let tiles = node.rows.div_ceil(TILE_ROWS);
-        let across = if tuning.lanes > 1 { tiles } else { tiles.div_ceil(width) };
-        let (x, z) = (across.min(GROUPS_MAX), across.div_ceil(GROUPS_MAX));
-        let terms = if nodes.len() > 1 { TERMS } else { 1 };
-        let permutation = permutation("multiply", node, terms, &numbers);
-        let first = [Bound::all(activations.held()?), output.bound];
-        self.dispatch_terms(pass, permutation, &mut params, nodes, &first, [x, batch.div_ceil(m), z])
+        permutation("multiply", node, terms, &numbers)
+    }
+
+    /// Compiles what will multiply with `node`, alone and beside others, and with as many activations as
+    /// there have been: products after a change of budget do not wait for a compiler.
+    pub(crate) fn compile_ahead(&self, node: &Node) -> Result<()> {
+        for m in self.tiles_seen() {
+            let all: &[usize] = if node.reader == Reader::Quads { &[1, TERMS] } else { &[1] };
+            for terms in all {
+                self.pipeline(self.multiplication(node, *terms, m))?;
+            }
+            self.pipeline(Permutation { kernel: "fill", numbers: vec![("WIDTH", WIDTH.into())] })?;
+        }
+        Ok(())
     }
 
     /// Decodes rows of the sum of the terms, without the transforms around it.

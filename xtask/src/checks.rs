@@ -73,6 +73,9 @@ fn workspace_test(root: &Path) -> Cmd {
 pub(crate) fn rust_test(root: &Path) -> Result<()> {
     let required = if gpu::provide(root)? { "1" } else { "0" };
     workspace_test(root).env("CMF_REQUIRE_GPU", required).run()?;
+    // What the default features leave out: models on a GPU.
+    let device = ["--features", "cmf-cli/gpu", "--test", "device"];
+    workspace_test(root).args(device).env("CMF_REQUIRE_GPU", required).run()?;
     Cmd::cargo(root).args(["test", "--locked", "--release", "-p", "cmf-converters", "--lib"]).run()
 }
 

@@ -2,19 +2,44 @@
 
 use crate::error::Result;
 use crate::packed::PackedModel;
-use cmf_kernels_cpu::Precision;
+use crate::weights::Weights;
 use cmf_loader::resident::{Change, Resident, Status};
-use cmf_loader::{Budget, Snapshot};
+use cmf_loader::{Budget, Model, Plan, Snapshot};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A [`PackedModel`] that follows what a [`Resident`] holds: nothing is loaded again when the budget
+/// Packed weights whose plan can be changed.
+pub trait Held: Weights + Send {
+    /// The plan that is in force.
+    fn plan(&self) -> Plan;
+
+    /// Makes ready for another plan, while readers go on, and gives what brings it into force, which is
+    /// called when no pass is under way. If that is not called, or fails, the plan before stays.
+    ///
+    /// # Errors
+    /// `BadArgument` for the plan of another model, `BadModel` for units that cannot be opened,
+    /// `Compute` when a device refuses.
+    fn prepare<'p>(&'p self, plan: Plan) -> Result<Install<'p>>;
+
+    /// Bytes that are held beside weights to multiply with them.
+    fn scratch_bytes(&self) -> u64;
+
+    /// Bytes of weights on a device other than the CPU, where there is one.
+    fn device_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Brings a plan into force.
+pub type Install<'p> = Box<dyn FnOnce() -> Result<()> + 'p>;
+
+/// [`Held`] weights that follow what a [`Resident`] holds: nothing is loaded again when the budget
 /// changes.
 ///
 /// A pass through the model (a token, or a part of a prompt) sees one plan from its first layer to its
 /// last. Changes may be asked for at any time and from any thread; they come into force between
 /// passes, and memory that a smaller budget takes is given back after the pass that still reads it.
 pub struct Moving<'m> {
-    packed: PackedModel<'m>,
+    weights: Box<dyn Held + 'm>,
     resident: Resident<'m>,
     turns: Turns,
 }
@@ -80,20 +105,20 @@ impl Drop for Pass<'_> {
 }
 
 impl<'m> Moving<'m> {
-    /// The matrices of what `resident` holds.
+    /// The matrices of what `resident` holds, on the CPU.
     pub fn new(resident: Resident<'m>) -> Self {
-        let packed = PackedModel::new(resident.model(), resident.snapshot().plan().clone());
-        Self { packed, resident, turns: Turns::default() }
+        Self::with(resident, |model, plan| Box::new(PackedModel::new(model, plan)))
     }
 
-    /// The same with another precision of activations.
-    pub fn with_precision(self, precision: Precision) -> Self {
-        Self { packed: self.packed.with_precision(precision), ..self }
+    /// The weights that `make` makes of what `resident` holds.
+    pub fn with(resident: Resident<'m>, make: impl FnOnce(&'m Model, Plan) -> Box<dyn Held + 'm>) -> Self {
+        let weights = make(resident.model(), resident.snapshot().plan().clone());
+        Self { weights, resident, turns: Turns::default() }
     }
 
     /// The weights.
-    pub fn packed(&self) -> &PackedModel<'m> {
-        &self.packed
+    pub fn packed(&self) -> &(dyn Held + 'm) {
+        self.weights.as_ref()
     }
 
     /// What is in memory.
@@ -116,7 +141,7 @@ impl<'m> Moving<'m> {
     /// Changes the budget, and returns when memory is as it says.
     ///
     /// # Errors
-    /// As [`Resident::set_budget`] and [`PackedModel::set_plan`]: what was in force before stays so.
+    /// As [`Resident::set_budget`] and [`Held::prepare`]: what was in force before stays so.
     pub fn set_budget(&self, budget: Budget) -> Result<Change> {
         self.resident.set_budget_with(budget, |snapshot| self.follow(snapshot))
     }
@@ -130,10 +155,10 @@ impl<'m> Moving<'m> {
     }
 
     fn follow(&self, snapshot: &Snapshot) -> Result<()> {
-        if self.packed.plan() == *snapshot.plan() {
+        if self.weights.plan() == *snapshot.plan() {
             return Ok(());
         }
-        let prepared = self.packed.prepare(snapshot.plan().clone())?;
-        self.turns.between(|| self.packed.install(prepared)).map(drop)
+        let install = self.weights.prepare(snapshot.plan().clone())?;
+        self.turns.between(install)
     }
 }

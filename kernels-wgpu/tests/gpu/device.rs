@@ -76,5 +76,10 @@ fn pipelines_are_compiled_once() -> TestResult {
     let compiled = context.kernels().compiled();
     multiply(&context, &matrix, Rows::of(&x, 32), Rows::of(&y, 8))?;
     assert_eq!((compiled, context.kernels().compiled()), (2, 2));
+    // Units that come when there have been products: alone and beside others.
+    small(&context)?;
+    let compiled = context.kernels().compiled();
+    multiply(&context, &small(&context)?, Rows::of(&x, 32), Rows::of(&y, 8))?;
+    assert_eq!(context.kernels().compiled(), compiled);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod report;
 
+use crate::device::{Device, Gpu};
 use crate::progress::{Bar, Unit};
 use crate::{Answer, plot, print, text};
 use anyhow::Context;
@@ -37,9 +38,15 @@ pub(crate) struct Args {
     /// Bytes that may be resident, as `cmf plan` takes them; may be repeated [default: max]
     #[arg(long, value_name = "SIZE", value_delimiter = ',', num_args = 1..)]
     budget: Vec<String>,
+    /// What multiplies with the weights of FILE
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// The model to compare predictions with
     #[arg(long, value_name = "MODEL")]
     baseline: Option<PathBuf>,
+    /// What of a baseline that is a .cmf may be resident [default: max]
+    #[arg(long, value_name = "SIZE", requires = "baseline")]
+    baseline_budget: Option<String>,
     /// Keep what the baseline's layers make of the text in a file, and take it from there next time
     #[arg(long, value_name = "FILE.cmf", requires = "baseline")]
     keep_baseline: Option<PathBuf>,
@@ -86,10 +93,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let points = args.points.as_deref().map(report::points).transpose()?.unwrap_or_default();
     let budgets = args.budget.iter().map(|b| Budget::parse(b)).collect::<Result<Vec<_>, _>>()?;
+    let gpu = args.device.gpu()?;
     let model = is_cmf(&args.file).then(|| Model::open(&args.file)).transpose()?;
-    let baseline = args.baseline.as_deref().map(open_any).transpose()?;
+    let base = args.baseline.as_deref().zip(args.baseline_budget.as_deref());
+    let base =
+        base.map(|(path, budget)| Ok::<_, anyhow::Error>((Model::open(path)?, Budget::parse(budget)?)));
+    let base = base.transpose()?;
+    let baseline = match (&base, args.baseline.as_deref()) {
+        (Some((model, budget)), _) => Some(open_cut(model, model.plan(*budget)?, None)?),
+        (None, path) => path.map(open_any).transpose()?,
+    };
     let (opened, rows) = match &model {
-        Some(model) => open_cuts(model, &args.budget, &budgets)?,
+        Some(model) => open_cuts(model, &args.budget, &budgets, gpu.as_ref())?,
+        None if gpu.is_some() => anyhow::bail!("{}: --device gpu needs a .cmf", args.file.display()),
         None if budgets.is_empty() => {
             let elements = cmf_converters::source::open(&args.file)?;
             let (elements, bytes) = elements.tensors().iter().fold((0, 0), |(elements, bytes), tensor| {
@@ -174,6 +190,17 @@ fn subject<'s>(opened: &'s Opened<'_>) -> Subject<'s> {
     Subject { weights: opened.weights.as_ref(), config: opened.card.config() }
 }
 
+/// A model under a plan.
+fn open_cut<'m>(model: &'m Model, plan: Plan, gpu: Option<&Gpu>) -> anyhow::Result<Opened<'m>> {
+    let card = cut::card(model)?;
+    let fingerprint = format!("{:?} {}", model.identity(), plan.units());
+    let weights = match gpu {
+        Some(gpu) => card.weights(gpu.weights(model, plan)),
+        None => card.weights(Dense(CutModel::new(model, Some(plan))?)),
+    };
+    Ok(Opened { weights, card, fingerprint })
+}
+
 type Size = (Option<String>, Option<u64>, u64, f64);
 
 /// The model under each budget.
@@ -181,6 +208,7 @@ fn open_cuts<'m>(
     model: &'m Model,
     names: &[String],
     budgets: &[Budget],
+    gpu: Option<&Gpu>,
 ) -> anyhow::Result<(Vec<Opened<'m>>, Vec<Size>)> {
     let default = [Budget::Maximum];
     let budgets = if budgets.is_empty() { &default } else { budgets };
@@ -193,9 +221,7 @@ fn open_cuts<'m>(
             plan.resident_bytes(),
             plan.bits_per_weight(),
         ));
-        let card = cut::card(model)?;
-        let weights = card.weights(Dense(CutModel::new(model, Some(plan))?));
-        opened.push(Opened { weights, card, fingerprint: String::new() });
+        opened.push(open_cut(model, plan, gpu)?);
     }
     Ok((opened, rows))
 }

@@ -7,10 +7,12 @@ mod stream;
 
 use crate::Answer;
 use crate::commands::fetch::is_url;
+use crate::device::{Device, Gpu};
 use anyhow::{Context, bail};
 use cmf_candle::generate::Generator;
 use cmf_candle::llama::Llama;
 use cmf_candle::moving::Moving;
+use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
 use cmf_candle::{Card, cut};
 use cmf_loader::resident::Resident;
@@ -55,6 +57,9 @@ pub(crate) struct Args {
     /// Sample from so many of the likeliest tokens; 0 is all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
+    /// What multiplies with the weights
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// How activations are multiplied
     #[arg(long, value_name = "P", value_enum, default_value_t = super::Activations::Exact)]
     activations: super::Activations,
@@ -83,12 +88,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
     Sampler::new(sampling)?;
     let budget = Budget::parse(&args.budget)?;
+    if args.device == Device::Gpu && args.activations != super::Activations::Exact {
+        bail!("--device gpu: only --activations exact")
+    }
+    let gpu = args.device.gpu()?;
+    let gpu = gpu.as_ref();
     match is_url(&args.file) {
-        true => stream::run(args, budget, sampling)?,
+        true => stream::run(args, gpu, budget, sampling)?,
         false => {
             let model = Model::open(&args.file)?;
             let card = cut::card(&model)?;
-            talk(args, &card, model.resident(budget)?, sampling, None)?;
+            talk(args, gpu, &card, model.resident(budget)?, sampling, None)?;
         }
     }
     Ok(Answer::Yes)
@@ -100,12 +110,18 @@ type Beside<'b> = dyn Fn(&Moving<'_>, &AtomicBool) -> anyhow::Result<()> + Sync 
 /// A conversation with the model that `resident` holds.
 fn talk(
     args: &Args,
+    gpu: Option<&Gpu>,
     card: &Card,
     resident: Resident<'_>,
     sampling: Sampling,
     beside: Option<&Beside<'_>>,
 ) -> anyhow::Result<()> {
-    let moving = Moving::new(resident).with_precision(args.activations.into());
+    let moving = match gpu {
+        Some(gpu) => gpu.moving(resident),
+        None => Moving::with(resident, |model, plan| {
+            Box::new(PackedModel::new(model, plan).with_precision(args.activations.into()))
+        }),
+    };
     let weights = card.weights(moving.packed());
     let llama = Llama::load(weights.as_ref(), card.config())?;
     let picture = args.watch.then(Picture::default);

@@ -45,6 +45,9 @@ impl Picture {
             let snapshot = resident.snapshot();
             let most = resident.paged_bytes(resident.schedule().steps());
             let mut frame = frame(&moving.status(), most, rate);
+            if let Some(bytes) = moving.packed().device_bytes() {
+                frame += &format!("gpu       {} of weights\n", size::show(bytes));
+            }
             frame += &format!("levels    {}\n", levels(resident.model(), snapshot.plan()));
             if terminal {
                 let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).replace('\n', " ");

@@ -34,6 +34,9 @@ struct Summary {
     held_bytes: u64,
     /// Bytes read from the file so far to hold them.
     moved_bytes: u64,
+    /// Bytes of weights on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_bytes: Option<u64>,
     bits_per_weight: f64,
     cache_bytes: u64,
     scratch_bytes: u64,
@@ -144,6 +147,7 @@ impl Session<'_, '_> {
             resident_bytes: plan.resident_bytes(),
             held_bytes: status.held_bytes,
             moved_bytes: status.read_bytes,
+            device_bytes: self.moving.packed().device_bytes(),
             bits_per_weight: plan.bits_per_weight(),
             cache_bytes: self.generator.cache_bytes(),
             scratch_bytes: self.moving.packed().scratch_bytes(),
@@ -176,6 +180,9 @@ fn held(summary: &Summary, plan: &Plan) -> String {
         summary.cache_bytes,
         summary.scratch_bytes,
     );
+    if let Some(device) = summary.device_bytes {
+        text += &format!(", {device} of weights on the GPU");
+    }
     if let Some((now, peak)) = summary.process_bytes.zip(summary.peak_resident_bytes) {
         text += &format!("; process {now}, at most {peak}");
     }

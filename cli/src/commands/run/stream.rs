@@ -1,6 +1,7 @@
 //! A model that is still coming from a server.
 
 use super::{Args, talk};
+use crate::device::Gpu;
 use anyhow::Context;
 use cmf_candle::cut;
 use cmf_candle::moving::Moving;
@@ -18,13 +19,13 @@ use std::time::Duration;
 const STEP: Duration = Duration::from_millis(100);
 
 /// Talks as soon as the smallest model is there.
-pub(super) fn run(args: &Args, budget: Budget, sampling: Sampling) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Sampling) -> anyhow::Result<()> {
     let url = args.file.to_str().context("the address is no text")?;
     let target = place(args.cache.as_deref(), url)?;
     if target.exists() {
         let model = Model::open(&target)?;
         let card = cut::card(&model)?;
-        return talk(args, &card, model.resident(budget)?, sampling, None);
+        return talk(args, gpu, &card, model.resident(budget)?, sampling, None);
     }
     let options = FetchOptions::default();
     let fetch = Fetch::begin(Box::new(Http::new(url, &options)), &target, options)?;
@@ -36,7 +37,7 @@ pub(super) fn run(args: &Args, budget: Budget, sampling: Sampling) -> anyhow::Re
             |arrived| {
                 let card = cut::card(fetch.model())?;
                 let resident = fetch.model().resident_of(budget, ResidentOptions::default(), arrived)?;
-                talk(args, &card, resident, sampling, Some(&|moving, done| refine(&fetch, moving, done)))
+                talk(args, gpu, &card, resident, sampling, Some(&|moving, done| refine(&fetch, moving, done)))
             },
         );
         fetch.stop();

@@ -5,6 +5,7 @@ mod multiply;
 
 use crate::cut::check_expansion;
 use crate::error::{Error, Result};
+use crate::moving::{Held, Install};
 use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
 use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
@@ -91,19 +92,8 @@ impl<'m> PackedModel<'m> {
         Self { precision, ..self }
     }
 
-    /// Bytes that are held beside packed weights to multiply with them; they grow with the largest
-    /// matrix and the most tokens that there have been at a time.
-    pub fn scratch_bytes(&self) -> u64 {
-        self.buffers().bytes() as u64
-    }
-
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The plan that is in force.
-    pub fn plan(&self) -> Plan {
-        self.snapshot().plan.clone()
     }
 
     /// Changes what is resident. Only matrices whose units change are opened again; nothing is
@@ -187,8 +177,24 @@ impl<'m> PackedModel<'m> {
     }
 }
 
+impl<'m> Held for PackedModel<'m> {
+    fn plan(&self) -> Plan {
+        self.snapshot().plan.clone()
+    }
+
+    fn prepare<'p>(&'p self, plan: Plan) -> Result<Install<'p>> {
+        let prepared = PackedModel::prepare(self, plan)?;
+        Ok(Box::new(|| self.install(prepared).map(drop)))
+    }
+
+    /// They grow with the largest matrix and the most tokens that there have been at a time.
+    fn scratch_bytes(&self) -> u64 {
+        self.buffers().bytes() as u64
+    }
+}
+
 /// The vector `name` under a plan, f32.
-pub(crate) fn vector(model: &Model, plan: &Plan, name: &str, elements: usize) -> Result<Tensor> {
+fn vector(model: &Model, plan: &Plan, name: &str, elements: usize) -> Result<Tensor> {
     let tensor = model.tensor(name).ok_or_else(|| missing(name))?;
     check_shape(name, &tensor.shape(), &[elements])?;
     let mut values = vec![0.0; elements];

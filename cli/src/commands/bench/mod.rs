@@ -1,7 +1,13 @@
 //! `cmf bench`
 
+#[cfg(feature = "gpu")]
+mod gpu;
+
+use crate::device::{Device, Gpu};
 use crate::{Answer, print, text};
 use anyhow::Context;
+#[cfg(feature = "gpu")]
+use anyhow::bail;
 use cmf_format::archive::{Matrix, MatrixView};
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
 use cmf_loader::{FileSource, Model};
@@ -17,9 +23,11 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   cmf bench model.cmf
   cmf bench model.cmf --batch 1,32 --threads 1,2 --activations exact --json
+  cmf bench model.cmf --batch 1,32 --device gpu
 Matrices of one shape and the same encodings take turns, so that a model larger than the caches is
 read from memory. Each round also reads the same packed bytes without decoding them, and the share
-says how close to that multiplying comes: 1.00 is the speed of memory.")]
+says how close to that multiplying comes: 1.00 is the speed of memory. On a GPU the speed of memory is
+that of a copy on the device.")]
 pub(crate) struct Args {
     /// The .cmf whose matrices are multiplied with
     file: PathBuf,
@@ -29,12 +37,15 @@ pub(crate) struct Args {
     /// Vectors that are multiplied at a time
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: Vec<u16>,
+    /// What multiplies
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// Threads [default: 1 and all]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
-    /// How activations are multiplied
-    #[arg(long, value_name = "P", value_enum, default_value_t = super::Activations::Fast)]
-    activations: super::Activations,
+    /// How activations are multiplied [default: fast; exact on a GPU]
+    #[arg(long, value_name = "P", value_enum)]
+    activations: Option<super::Activations>,
     /// Time for each row, in milliseconds
     #[arg(long, default_value_t = 300)]
     millis: u64,
@@ -45,7 +56,12 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Report {
-    isa: String,
+    /// Of the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isa: Option<String>,
+    /// Of the GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<String>,
     activations: super::Activations,
     results: Vec<Row>,
 }
@@ -57,8 +73,10 @@ struct Row {
     matrices: usize,
     bits_per_weight: f64,
     batch: usize,
-    threads: usize,
-    device: &'static str,
+    /// Of the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    device: Device,
     weights_per_second: f64,
     packed_bytes_per_second: f64,
     read_bytes_per_second: f64,
@@ -72,44 +90,78 @@ struct Opened<'m> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let gpu = args.device.gpu()?;
     let model = Model::open(&args.file)?;
+    let kinds = kinds(&model, args.tensors.as_deref().unwrap_or(""))?;
+    let report = match &gpu {
+        Some(gpu) => on_gpu(args, gpu, kinds)?,
+        None => on_cpu(args, kinds)?,
+    };
+    print(&if args.json { text::json(&report)? } else { table(&report) })?;
+    Ok(Answer::Yes)
+}
+
+fn on_cpu(args: &Args, kinds: Kinds<'_>) -> anyhow::Result<Report> {
     let isa = Isa::detect();
-    let threads = match args.threads.as_slice() {
+    let mut threads = match args.threads.as_slice() {
         [] => vec![1, rayon::current_num_threads()],
         some => some.iter().map(|n| usize::from(*n)).collect(),
     };
-    let mut threads = threads;
     threads.dedup();
+    let activations = args.activations.unwrap_or(super::Activations::Fast);
     let mut results = Vec::new();
-    for ((encoding, rows, cols), matrices) in kinds(&model, args.tensors.as_deref().unwrap_or(""))? {
+    for (kind, matrices) in kinds {
         let opened = matrices.iter().map(|matrix| open(matrix, isa)).collect::<anyhow::Result<Vec<_>>>()?;
         for threads in &threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(*threads).build()?;
-            for batch in &args.batch {
-                let batch = usize::from(*batch);
+            for batch in args.batch.iter().map(|batch| usize::from(*batch)) {
                 let time = Duration::from_millis(args.millis);
-                let rates =
-                    pool.install(|| measure(&opened, batch, *threads, args.activations.into(), time))?;
-                let weights = rows * cols;
-                results.push(Row {
-                    encoding: encoding.clone(),
-                    shape: [rows, cols],
-                    matrices: opened.len(),
-                    bits_per_weight: rates.bytes * 8.0 / weights as f64,
-                    batch,
-                    threads: *threads,
-                    device: "cpu",
-                    weights_per_second: weights as f64 / rates.multiply,
-                    packed_bytes_per_second: rates.bytes / rates.multiply,
-                    read_bytes_per_second: rates.bytes / rates.read,
-                    share_of_read: rates.read / rates.multiply,
-                });
+                let rates = pool.install(|| measure(&opened, batch, *threads, activations.into(), time))?;
+                results.push(row(&kind, opened.len(), batch, Some(*threads), &rates));
             }
         }
     }
-    let report = Report { isa: format!("{isa:?}"), activations: args.activations, results };
-    print(&if args.json { text::json(&report)? } else { table(&report) })?;
-    Ok(Answer::Yes)
+    Ok(Report { isa: Some(format!("{isa:?}")), adapter: None, activations, results })
+}
+
+#[cfg(feature = "gpu")]
+fn on_gpu(args: &Args, gpu: &Gpu, kinds: Kinds<'_>) -> anyhow::Result<Report> {
+    let activations = args.activations.unwrap_or(super::Activations::Exact);
+    if !args.threads.is_empty() || activations != super::Activations::Exact {
+        bail!("--device gpu: no --threads, and only --activations exact")
+    }
+    let mut results = Vec::new();
+    for (kind, matrices) in kinds {
+        let uploaded = gpu::Uploaded::new(gpu, &matrices).with_context(|| kind.0.clone())?;
+        for batch in args.batch.iter().map(|batch| usize::from(*batch)) {
+            let rates = uploaded.measure(batch, Duration::from_millis(args.millis))?;
+            results.push(row(&kind, uploaded.len(), batch, None, &rates));
+        }
+    }
+    Ok(Report { isa: None, adapter: Some(gpu::adapter(gpu)), activations, results })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn on_gpu(_: &Args, gpu: &Gpu, _: Kinds<'_>) -> anyhow::Result<Report> {
+    match *gpu {}
+}
+
+fn row(kind: &Kind, matrices: usize, batch: usize, threads: Option<usize>, rates: &Rates) -> Row {
+    let (encoding, rows, cols) = kind;
+    let weights = (rows * cols) as f64;
+    Row {
+        encoding: encoding.clone(),
+        shape: [*rows, *cols],
+        matrices,
+        bits_per_weight: rates.bytes * 8.0 / weights,
+        batch,
+        threads,
+        device: if threads.is_some() { Device::Cpu } else { Device::Gpu },
+        weights_per_second: weights / rates.multiply,
+        packed_bytes_per_second: rates.bytes / rates.multiply,
+        read_bytes_per_second: rates.bytes / rates.read,
+        share_of_read: rates.read / rates.multiply,
+    }
 }
 
 fn table(report: &Report) -> String {
@@ -123,7 +175,7 @@ fn table(report: &Report) -> String {
                 row.matrices.to_string(),
                 format!("{:.2}", row.bits_per_weight),
                 row.batch.to_string(),
-                row.threads.to_string(),
+                row.threads.map_or_else(String::new, |threads| threads.to_string()),
                 format!("{:.2}", row.weights_per_second / 1e9),
                 format!("{:.2}", row.packed_bytes_per_second / 1e9),
                 format!("{:.2}", row.read_bytes_per_second / 1e9),
@@ -148,11 +200,10 @@ fn table(report: &Report) -> String {
 
 type Kind = (String, usize, usize);
 
+type Kinds<'m> = BTreeMap<Kind, Vec<Matrix<'m, FileSource>>>;
+
 /// The matrices of a model by encodings and shape. Vectors are left out.
-fn kinds<'m>(
-    model: &'m Model,
-    part_of_name: &str,
-) -> anyhow::Result<BTreeMap<Kind, Vec<Matrix<'m, FileSource>>>> {
+fn kinds<'m>(model: &'m Model, part_of_name: &str) -> anyhow::Result<Kinds<'m>> {
     let mut kinds = BTreeMap::<Kind, Vec<_>>::new();
     for tensor in model.tensors().filter(|tensor| tensor.name().contains(part_of_name)) {
         if tensor.is_delta() {

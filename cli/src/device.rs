@@ -1,0 +1,84 @@
+//! Where products are taken: `--device`.
+
+/// Where products are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Device {
+    // This processor.
+    #[default]
+    Cpu,
+    // The adapter that wgpu prefers.
+    Gpu,
+}
+
+impl Device {
+    /// The GPU, if that is the device.
+    pub(crate) fn gpu(self) -> anyhow::Result<Option<Gpu>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Gpu => Gpu::open().map(Some),
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+pub(crate) use present::Gpu;
+
+#[cfg(feature = "gpu")]
+mod present {
+    use cmf_candle::gpu::{Context, GpuModel};
+    use cmf_candle::moving::Moving;
+    use cmf_loader::resident::Resident;
+    use cmf_loader::{Model, Plan};
+    use std::sync::Arc;
+
+    /// A device that is open.
+    pub(crate) struct Gpu(Arc<Context>);
+
+    impl Gpu {
+        pub(super) fn open() -> anyhow::Result<Self> {
+            Ok(Self(Arc::new(Context::new()?)))
+        }
+
+        /// The device and kernels on it.
+        pub(crate) fn context(&self) -> &Context {
+            &self.0
+        }
+
+        /// The matrices of `model` under `plan`.
+        pub(crate) fn weights<'m>(&self, model: &'m Model, plan: Plan) -> GpuModel<'m> {
+            GpuModel::new(model, plan, Arc::clone(&self.0))
+        }
+
+        /// The matrices of what `resident` holds.
+        pub(crate) fn moving<'m>(&self, resident: Resident<'m>) -> Moving<'m> {
+            Moving::with(resident, |model, plan| Box::new(self.weights(model, plan)))
+        }
+    }
+}
+
+/// There is none in a build without the feature.
+#[cfg(not(feature = "gpu"))]
+pub(crate) enum Gpu {}
+
+#[cfg(not(feature = "gpu"))]
+impl Gpu {
+    fn open() -> anyhow::Result<Self> {
+        anyhow::bail!("--device gpu: this cmf was built without feature `gpu` of cmf-cli")
+    }
+}
+
+#[cfg(all(not(feature = "gpu"), feature = "models"))]
+impl Gpu {
+    pub(crate) fn weights<'m>(
+        &self,
+        _: &'m cmf_loader::Model,
+        _: cmf_loader::Plan,
+    ) -> cmf_candle::packed::PackedModel<'m> {
+        match *self {}
+    }
+
+    pub(crate) fn moving<'m>(&self, _: cmf_loader::resident::Resident<'m>) -> cmf_candle::moving::Moving<'m> {
+        match *self {}
+    }
+}

@@ -1,0 +1,108 @@
+//! `--device gpu`, in a build with and in one without the feature `gpu`.
+
+#![cfg(feature = "models")]
+
+mod common;
+
+use common::{Outcome, Place};
+
+#[cfg(not(feature = "gpu"))]
+#[test]
+fn a_build_without_the_feature_names_it() -> Outcome {
+    let place = Place::new()?;
+    for command in [&["run", "m.cmf"][..], &["eval", "m.cmf", "--text", "t"], &["bench", "m.cmf"]] {
+        let said = place.refused(&[command, &["--device", "gpu"]].concat())?;
+        assert!(said.contains("feature `gpu` of cmf-cli"), "{said}");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "gpu")]
+mod gpu {
+    use super::*;
+    use common::llama::{Shape, write};
+    use serde_json::Value;
+    use std::io::Write;
+    use std::process::Stdio;
+
+    const RECIPE: &str = r#"
+name = "planes"
+description = "planes between transforms"
+[[rule]]
+match = "*"
+min_rank = 2
+progressive = true
+transforms = { input_hadamard = true, seed = 1 }
+terms = [
+    { encoding = "trellis", step_bits = 2, state_bits = 8, code = "table" },
+    { encoding = "trellis", step_bits = 2, state_bits = 8, code = "table" },
+]
+"#;
+
+    /// A model in planes, or `None` where the test is to be skipped.
+    fn model() -> Outcome<Option<Place>> {
+        let place = Place::new()?;
+        write(&place, &Shape { vocab: 40, hidden: 64 })?;
+        place.write("recipe.toml", RECIPE)?;
+        place.good(&["convert", "model", "-o", "m.cmf", "--recipe", "recipe.toml"])?;
+        let run = place.cmf(&["bench", "m.cmf", "--device", "gpu", "--millis", "1"])?;
+        let missing = run.code == Some(2) && run.stderr.contains("no adapter");
+        if missing && std::env::var_os("CMF_REQUIRE_GPU").is_none_or(|v| v != "1") {
+            eprintln!("SKIPPED: {}", run.stderr);
+            return Ok(None);
+        }
+        Ok(Some(place))
+    }
+
+    #[test]
+    fn predictions_are_those_of_the_cpu() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let args = ["eval", "m.cmf", "--text", "text.txt", "--ctx", "16", "--baseline", "m.cmf", "--json"];
+        let mut perplexities = Vec::new();
+        for budget in ["min", "max"] {
+            let more = ["--device", "gpu", "--budget", budget, "--baseline-budget", budget];
+            let report = place.cmf(&[&args[..], &more].concat())?.json()?;
+            let result = &report["results"][0];
+            assert!(result["kl_mean"].as_f64().is_some_and(|kl| kl.abs() < 1e-7), "{report}");
+            perplexities.push(result["perplexity"].as_f64());
+        }
+        assert_ne!(perplexities[0], perplexities[1]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_conversation_moves_units_on_the_device() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let args = ["run", "m.cmf", "--raw", "--json", "-n", "4", "--device", "gpu", "--quiet"];
+        let mut child = place.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut input = child.stdin.take().ok_or("no input")?;
+        write!(input, "w1 w2 w3\n/budget min\nw1 w2 w3\n/budget max\nw1 w2 w3\n")?;
+        drop(input);
+        let output = child.wait_with_output()?;
+        let lines = String::from_utf8(output.stdout)?;
+        let lines = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let answers: Vec<_> = lines.iter().filter(|line| line["schema"] == 1).collect();
+        assert_eq!(answers.len(), 3, "{lines:?}");
+        let bytes: Vec<_> = answers.iter().map(|answer| answer["device_bytes"].as_u64()).collect();
+        assert!(bytes[1] < bytes[0] && bytes[0] == bytes[2] && bytes[1] > Some(0), "{bytes:?}");
+        for (answer, budget) in answers.into_iter().zip(["max", "min", "max"]) {
+            let args = ["run", "m.cmf", "--raw", "--json", "-n", "4", "--budget", budget];
+            let cpu = place.cmf(&[&args[..], &["--prompt", "w1 w2 w3"]].concat())?;
+            let last = cpu.stdout.lines().last().ok_or("no summary")?;
+            assert_eq!(serde_json::from_str::<Value>(last)?["text"], answer["text"], "under {budget}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bench_says_which_device() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let args = ["bench", "m.cmf", "--device", "gpu", "--batch", "1,9", "--millis", "1"];
+        let report = place.cmf(&[&args[..], &["--json"]].concat())?.json()?;
+        let results = report["results"].as_array().ok_or("no results")?;
+        assert!(report["adapter"].is_string() && results.len() >= 2, "{report}");
+        assert!(results.iter().all(|row| row["device"] == "gpu" && row["threads"].is_null()), "{report}");
+        assert!(place.refused(&[&args[..], &["--threads", "1"]].concat())?.contains("--threads"));
+        Ok(())
+    }
+}
