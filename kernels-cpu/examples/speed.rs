@@ -22,6 +22,11 @@ fn trellis(state_bits: u8, step_bits: u8, odd: bool, numbers: &mut Numbers) -> R
     Trellis { state_bits, step_bits, scale_rows: 32, odd, ..Trellis::PLAIN }.node(ROWS, COLS, numbers)
 }
 
+fn hashed(state_bits: u8, numbers: &mut Numbers) -> Result<NodeData> {
+    let own = Trellis { state_bits, scale_rows: 32, hashed: true, ..Trellis::PLAIN };
+    own.node(ROWS, COLS, numbers)
+}
+
 fn grouped(bits: u8, group_cols: u32, numbers: &mut Numbers) -> Result<Vec<NodeData>> {
     Ok(vec![Grouped::symmetric(bits, group_cols).node(ROWS, COLS, numbers)?])
 }
@@ -41,9 +46,13 @@ const CASES: &[(&str, Make)] = &[
     ("trellis 2 bits, windows of 7", |n| Ok(vec![trellis(7, 2, true, n)?])),
     ("trellis 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?])),
     ("trellis 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?])),
+    ("trellis 2 bits, hashed windows of 10", |n| Ok(vec![hashed(10, n)?])),
+    ("trellis 2 bits, hashed windows of 12", |n| Ok(vec![hashed(12, n)?])),
     ("trellis 1 bit, windows of 8", |n| Ok(vec![trellis(8, 1, true, n)?])),
     ("trellis 2 + 2 bits, windows of 6", |n| Ok(vec![trellis(6, 2, true, n)?, trellis(6, 2, true, n)?])),
     ("trellis 2 + 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?, trellis(8, 2, true, n)?])),
+    ("trellis 2 + 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?, trellis(10, 2, true, n)?])),
+    ("trellis 2 + 2 bits, hashed windows of 12", |n| Ok(vec![hashed(12, n)?, hashed(12, n)?])),
     ("dense f16", |n| Ok(vec![plain(DType::F16, ROWS, COLS, &n.values(ROWS * COLS, 1.0))?])),
 ];
 

@@ -9,7 +9,7 @@ pub enum Isa {
     Neon,
     /// AVX2, FMA and F16C: portable code, compiled for them.
     Avx2,
-    /// AVX-512 F, BW, VL, VBMI and VNNI beside the former: kernels of their own.
+    /// AVX-512 F, BW, VL, VBMI, VNNI and GFNI beside the former: kernels of their own.
     Avx512,
 }
 
@@ -35,6 +35,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("gfni")
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => true,

@@ -207,28 +207,40 @@ impl<'k> Input<'k> {
     }
 }
 
+/// What a table of trellis windows is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing is known of it.
+    Any,
+    /// A window with all bits flipped has the negative value.
+    Odd,
+    /// The value is one of 64, by the 6 newest bits of the window plus, bit by bit without carry, a
+    /// linear map of the bits before them. For each bit of the index, the highest of 8 first: which of
+    /// the 8 oldest bits it is the sum of.
+    Hashed([u8; 8]),
+}
+
+/// Bits of the index of a hashed table.
+pub(crate) const INDEX_BITS: usize = 6;
+
 /// Values of trellis windows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table<'k> {
-    /// Bits of a window: 6, 7, 8 or 10.
+    /// Bits of a window: 6, 7, 8 or 10; 9, 10, 12, 13 or 14 where it is hashed.
     pub(crate) window: usize,
-    /// Values plus 128: of all windows, or of the first half of them.
+    /// Values plus 128 of all windows.
     pub(crate) values: &'k [u8],
-    /// Whether a window of 10 bits with all bits flipped has the negative value, so that one half of
-    /// the values tells the other.
-    pub(crate) is_folded: bool,
+    pub(crate) kind: Kind,
+    /// The same by the 8 newest bits, for each value of the bits before them; where it is odd, without the
+    /// windows whose newest bit is 1. Where it is hashed, by the index.
+    pub(crate) vectors: &'k [[u8; 64]],
 }
 
 impl Table<'_> {
     /// The value plus 128 of a window.
     #[inline(always)]
     pub(crate) fn value(&self, window: usize) -> u8 {
-        let all = (1 << self.window) - 1;
-        let window = window & all;
-        match self.values.get(window) {
-            Some(value) => *value,
-            None => self.values.get(all - window).copied().unwrap_or(128).wrapping_neg(),
-        }
+        self.values.get(window & ((1 << self.window) - 1)).copied().unwrap_or(128)
     }
 }
 

@@ -102,6 +102,20 @@ fn trellis_windows_and_steps() -> Result {
 }
 
 #[test]
+fn trellis_hashed_windows() -> Result {
+    for state_bits in 9..=15 {
+        for step_bits in [1, 2] {
+            for (rows, cols) in [(3, 17), (33, 65), (70, 200)] {
+                let own = Trellis { state_bits, step_bits, hashed: true, ..Trellis::PLAIN };
+                let node = own.node(rows, cols, &mut Numbers(1))?;
+                check(Parts::of(node), rows, cols, 3, QUANTISES)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn trellis_paths_and_scales() -> Result {
     for path_elems in [0, 5, 16, 20, 33] {
         for scale_rows in [0, 1, 32] {

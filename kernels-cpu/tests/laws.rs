@@ -47,9 +47,10 @@ proptest! {
         path_elems in 0u32..70,
         scale_rows in 0u32..40,
         odd in any::<bool>(),
+        hashed in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let own = Trellis { state_bits, step_bits, path_elems, scale_rows, odd, ..Trellis::PLAIN };
+        let own = Trellis { state_bits, step_bits, path_elems, scale_rows, odd, hashed, ..Trellis::PLAIN };
         let node = own.node(rows, cols, &mut Numbers(seed)).map_err(fail)?;
         agree(Parts::of(node), rows, cols, seed, Expect { roundings: 0, quantises: true })?;
     }

@@ -18,9 +18,6 @@ use crate::operands::{
 /// Rows and tokens of a tile.
 const TILE: usize = 4;
 
-/// Most sets of 8 rows that a row of words holds.
-const MAX_SETS: usize = 4;
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 pub(super) fn run<R>(code: impl FnOnce() -> R) -> R {
     code()

@@ -130,17 +130,18 @@ pub(crate) fn trellis(simd: Simd, words: &Words<'_>, blocks: usize, out: &mut [[
     dispatch!(simd, trellis(words, blocks, out))
 }
 
-/// Adds sums over the columns of weights times quantised activations to `lanes`: for each row of
-/// words and each token as many vectors as there are eights of rows, of each row two lanes. `panel`
-/// has room for the weights of a row of words.
+/// Sums over the columns of weights times quantised activations: `sums[(row of words * tokens +
+/// token) * rows of a word + row]`. `panel` has room for the weights of a row of words and for two blocks
+/// for each of the activations', `lanes` for a vector for each token and 8 rows of a word.
 pub(crate) fn trellis_fast(
     simd: Simd,
     words: &Words<'_>,
     input: &Input<'_>,
     panel: &mut [[u8; BLOCK]],
     lanes: &mut [[f32; 16]],
+    sums: &mut [f32],
 ) {
-    dispatch!(simd, trellis_fast(words, input, panel, lanes))
+    dispatch!(simd, trellis_fast(words, input, panel, lanes, sums))
 }
 
 /// Values of a block over their scale, and the scale.

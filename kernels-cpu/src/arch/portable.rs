@@ -255,40 +255,31 @@ fn trellis_row(
     }
 }
 
-/// Adds sums over the columns of weights times quantised activations to `lanes`: for each row of
-/// words and each token as many vectors as there are eights of rows, of each row two lanes.
-/// `panel` holds the weights of a row of words.
+/// Sums over the columns of weights times quantised activations: `sums[(row of words * tokens +
+/// token) * rows of a word + row]`. `panel` holds the weights of a row of words.
 #[inline(always)]
 pub(crate) fn trellis_fast(
     words: &Words<'_>,
     input: &Input<'_>,
     panel: &mut [[u8; BLOCK]],
-    lanes: &mut [[f32; 16]],
+    _lanes: &mut [[f32; 16]],
+    sums: &mut [f32],
 ) {
-    let sets = words.rows() / 8;
-    let of_words = lanes.chunks_exact_mut((sets * input.tokens).max(1));
-    for ((before, now), lanes) in words.pairs().zip(of_words) {
+    let height = words.rows();
+    let of_words = sums.chunks_exact_mut((height * input.tokens).max(1));
+    for ((before, now), sums) in words.pairs().zip(of_words) {
+        let panel = panel.get_mut(..height * input.blocks).unwrap_or(&mut []);
         trellis_row(words, before, now, input.blocks, panel);
-        for (row, weights) in panel.chunks_exact(input.blocks.max(1)).take(words.rows()).enumerate() {
-            for (token, lanes) in lanes.chunks_exact_mut(sets).enumerate() {
-                let Some(lanes) = lanes.get_mut(row / 8) else { continue };
+        for (row, weights) in panel.chunks_exact(input.blocks.max(1)).enumerate() {
+            for (token, sums) in sums.chunks_exact_mut(height).enumerate() {
                 let blocks = weights.iter().zip(input.quantised(token)).zip(input.scales(token));
+                let mut total = 0.0f32;
                 for ((weights, q), scale) in blocks {
-                    let mut sums = [0i32; 2];
-                    let eights = weights.as_chunks::<8>().0.iter().zip(q.as_chunks::<8>().0);
-                    for (weights, q) in eights {
-                        for i in 0..8 {
-                            sums[i / 4] += i32::from(weights[i]) * i32::from(q[i]);
-                        }
-                    }
-                    // Values are stored plus 128; taken off in the first lane, as vectors do it.
-                    let all: i32 = q.iter().map(|q| i32::from(*q)).sum();
-                    sums[0] -= 128 * all;
-                    for (i, sum) in sums.into_iter().enumerate() {
-                        let lane = &mut lanes[row % 8 * 2 + i];
-                        *lane = (sum as f32).mul_add(*scale, *lane);
-                    }
+                    // Values are stored plus 128.
+                    let products = weights.iter().zip(q).map(|(w, q)| (i32::from(*w) - 128) * i32::from(*q));
+                    total = (products.sum::<i32>() as f32).mul_add(*scale, total);
                 }
+                sums[row] = total;
             }
         }
     }

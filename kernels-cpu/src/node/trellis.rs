@@ -1,9 +1,11 @@
 //! `trellis`: paths down the columns with a table of small integers.
 
+mod table;
+
 use super::{Plan as AnyPlan, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Table, Words, Zero};
+use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Words, Zero};
 use crate::work::{Work, sized, sized_with};
 use cmf_format::encoding::trellis::{Axis, View};
 use core::ops::Range;
@@ -14,10 +16,7 @@ const WORD_ROWS: usize = 8;
 /// What is prepared of a node.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// See [`Table`].
-    table: Box<[u8]>,
-    window: usize,
-    is_folded: bool,
+    table: table::Owned,
     step_bits: usize,
     scale_rows: usize,
     scale: Box<AnyPlan>,
@@ -33,35 +32,20 @@ struct Part<'k> {
 }
 
 impl Plan {
-    /// `None` for what the kernels do not do: paths along rows, steps of 3 or 4 bits, windows of more than
-    /// 10, values that are no signed bytes, more than one scale a row.
+    /// `None` for what the kernels do not do: paths along rows, steps of 3 or 4 bits, tables without a
+    /// kernel, more than one scale a row.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
         let descriptor = view.descriptor();
         let state_bits = u32::from(descriptor.state_bits);
         let table = view.table()?;
         let fits = descriptor.axis == Axis::Down && [1, 2].contains(&descriptor.step_bits);
-        if !fits || state_bits > 10 || view.scale().cols() != 1 || view.rows() == 0 {
+        if !fits || view.scale().cols() != 1 || view.rows() == 0 {
             return None;
         }
         let mut values = vec![0.0; table.cols()];
         table.decode_rows(0..1, &mut values).ok()?;
-        let bytes = values.iter().map(|v| {
-            let byte = *v as i8;
-            (f32::from(byte).to_bits() == v.to_bits()).then_some((byte as u8).wrapping_add(128))
-        });
-        let bytes = bytes.collect::<Option<Vec<u8>>>()?;
-        let all = bytes.len();
-        let half = bytes.get(..all / 2)?;
-        let is_odd = half.iter().zip(bytes.iter().rev()).all(|(a, b)| u16::from(*a) + u16::from(*b) == 256);
-        // A shorter window is the upper bits of a longer one.
-        let window = if state_bits == 9 { 10 } else { state_bits };
-        let is_folded = is_odd && window == 10;
-        let table = (0..1usize << (window - u32::from(is_folded)))
-            .map(|w| bytes.get(w >> (window - state_bits)).copied());
         Some(Self {
-            table: table.collect::<Option<_>>()?,
-            window: window as usize,
-            is_folded,
+            table: table::Owned::new(state_bits, &values)?,
             step_bits: descriptor.step_bits.into(),
             scale_rows: match descriptor.scale_rows as usize {
                 0 => view.rows(),
@@ -88,26 +72,24 @@ impl Plan {
             });
         }
         let (tokens, height) = (input.tokens, 32 / self.step_bits);
-        let sets = height / 8;
         let (mut panel, mut lanes) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.lanes));
-        let panel_row = sized_with(&mut panel, height * input.blocks, [0; BLOCK]);
+        let mut sums = core::mem::take(&mut work.scales);
+        let panel_blocks = height.max(2 * tokens) * input.blocks;
+        let panel_row = sized_with(&mut panel, panel_blocks, [0; BLOCK]);
+        let of_tokens = sized(&mut lanes, tokens * height / 8);
         let first = rows.start;
         let done = self.each_part(simd, view, rows, WORD_ROWS, work, &mut |part, scales| {
-            let count = part.words.pairs().count() * tokens * sets;
-            let lanes = sized(&mut lanes, count);
-            lanes.fill([0.0; 16]);
-            arch::trellis_fast(simd, &part.words, input, panel_row, lanes);
+            let count = part.words.pairs().count() * tokens * height;
+            let sums = sized(&mut sums, count);
+            arch::trellis_fast(simd, &part.words, input, panel_row, of_tokens, sums);
             let outs = out.chunks_exact_mut(tokens).skip(part.rows.start - first);
             for ((row, out), scale) in (part.skip..).zip(outs).zip(scales) {
-                let (word, set, lane) = (row / height, row % height / 8, row % 8 * 2);
-                for (token, out) in out.iter_mut().enumerate() {
-                    if let Some(lanes) = lanes.get((word * tokens + token) * sets + set) {
-                        *out += (lanes[lane] + lanes[lane + 1]) * scale;
-                    }
-                }
+                let start = row / height * tokens * height + row % height;
+                let sums = sums.get(start..).unwrap_or(&[]).iter().step_by(height);
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale);
             }
         });
-        (work.panel, work.lanes) = (panel, lanes);
+        (work.panel, work.lanes, work.scales) = (panel, lanes, sums);
         done
     }
 
@@ -214,7 +196,7 @@ impl Plan {
                     words: of_path.get(first * cols..end * cols).unwrap_or(&[]),
                     cols,
                     step_bits: self.step_bits,
-                    table: Table { window: self.window, values: &self.table, is_folded: self.is_folded },
+                    table: self.table.borrow(),
                 },
                 skip: in_path - first * height,
                 rows: row..last_row,

@@ -122,6 +122,8 @@ pub(crate) struct Trellis {
     pub(crate) table: DType,
     /// Whether a window with all bits flipped has the negative value, as in trained tables.
     pub(crate) odd: bool,
+    /// Whether the 6 newest bits and a linear map of the others tell the value.
+    pub(crate) hashed: bool,
 }
 
 impl Trellis {
@@ -133,6 +135,7 @@ impl Trellis {
         scale_rows: 1,
         table: DType::I8,
         odd: true,
+        hashed: false,
     };
 
     pub(crate) fn node(self, rows: usize, cols: usize, numbers: &mut Numbers) -> Result<NodeData> {
@@ -156,6 +159,16 @@ impl Trellis {
                     (0..entries).map(|_| f32::from(numbers.byte(255) as i8).max(-127.0)).collect();
                 for i in 0..entries / 2 * usize::from(self.odd) {
                     values[entries - 1 - i] = -values[i];
+                }
+                if self.hashed {
+                    let older = usize::from(self.state_bits) - 6;
+                    let added: Vec<usize> = (0..older).map(|_| numbers.byte(64).into()).collect();
+                    let index = |w: usize| {
+                        let bits = added.iter().enumerate().filter(|(bit, _)| w >> bit & 1 == 1);
+                        bits.fold(w >> older, |index, (_, added)| index ^ added)
+                    };
+                    let of = values.clone();
+                    values = (0..entries).map(|w| of[index(w)]).collect();
                 }
                 Some(Arc::new(plain(dtype, 1, entries, &values)?))
             }

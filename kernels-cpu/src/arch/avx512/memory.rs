@@ -31,17 +31,6 @@ pub(super) fn prefetch(bytes: &[u8], ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(ahead).cast());
 }
 
-/// The first words of `words`, at most 16, and zeros.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn load_words(words: &[[u8; 4]]) -> __m512i {
-    match words.first_chunk::<16>() {
-        // SAFETY: the array has the 64 bytes that are read.
-        Some(words) => unsafe { _mm512_loadu_si512(words.as_ptr().cast()) },
-        None => load_part(words.as_flattened(), 64),
-    }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
@@ -54,6 +43,18 @@ pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
 pub(super) fn load_16(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: the array has the 16 bytes that are read.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// 32 bytes and 32 bytes; fewer are zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn load_halves(first: &[u8], second: &[u8]) -> __m512i {
+    let half = |bytes: &[u8]| match bytes.first_chunk::<32>() {
+        // SAFETY: the array has the 32 bytes that are read.
+        Some(bytes) => unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) },
+        None => _mm512_castsi512_si256(load_part(bytes, 32)),
+    };
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(first)), half(second))
 }
 
 #[inline]

@@ -1,0 +1,247 @@
+//! Products with packed matrices beside ggml's and candle's and a plain read of the same bytes, in one
+//! process.
+//!
+//! ```text
+//! cargo run --release -p cmf-benches --features ggml --bin cmf-multiply -- FOLDER [OPTIONS]
+//! ```
+//!
+//! FOLDER has `libggml-base.so` and `libggml-cpu.so`. All sides of a row take turns; the fastest round
+//! of each counts. Ours includes loading activations, as the peers' do.
+
+#[path = "../../kernels-cpu/tests/common/mod.rs"]
+mod common;
+#[expect(unsafe_code, reason = "calls of a C library")]
+mod ggml;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{Device, Module, Tensor};
+use clap::Parser;
+use cmf_format::NodeData;
+use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
+use common::{Grouped, Numbers, Parts, Result, Trellis, parse, view};
+use ggml::{Ggml, Type};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[derive(Parser)]
+struct Args {
+    /// Folder of ggml's libraries
+    folder: PathBuf,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    #[arg(long, value_delimiter = ',', default_value = "1,32,128")]
+    batch: Vec<usize>,
+    /// Rows x columns
+    #[arg(long, value_delimiter = ',', default_value = "2048x2048,4096x4096,4096x11008")]
+    shape: Vec<String>,
+    /// Where ggml's weights lie
+    #[arg(long, value_delimiter = ',', default_value = "CPU,CPU_REPACK")]
+    places: Vec<String>,
+    /// Rows whose name holds this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Time for a row, in milliseconds
+    #[arg(long, default_value_t = 400)]
+    millis: u64,
+}
+
+/// Ours, by what peer, in which of candle's types.
+struct Case {
+    name: &'static str,
+    make: fn(usize, usize, &mut Numbers) -> Result<Vec<NodeData>>,
+    peer: (&'static str, Type, GgmlDType),
+}
+
+const Q4: (&str, Type, GgmlDType) = ("q4_0", Type::Q4_0, GgmlDType::Q4_0);
+const Q8: (&str, Type, GgmlDType) = ("q8_0", Type::Q8_0, GgmlDType::Q8_0);
+
+const CASES: &[Case] = &[
+    Case { name: "grouped 4 bits, groups of 32", make: |r, c, n| grouped(4, 32, r, c, n), peer: Q4 },
+    Case { name: "grouped 4 bits, groups of 64", make: |r, c, n| grouped(4, 64, r, c, n), peer: Q4 },
+    Case { name: "grouped 8 bits, groups of 32", make: |r, c, n| grouped(8, 32, r, c, n), peer: Q8 },
+    Case { name: "grouped 8 bits, groups of 64", make: |r, c, n| grouped(8, 64, r, c, n), peer: Q8 },
+    Case { name: "trellis 2 bits, windows of 8", make: |r, c, n| trellis(8, false, 1, r, c, n), peer: Q4 },
+    Case { name: "trellis 2 bits, windows of 10", make: |r, c, n| trellis(10, false, 1, r, c, n), peer: Q4 },
+    Case { name: "trellis 2 bits, hashed of 12", make: |r, c, n| trellis(12, true, 1, r, c, n), peer: Q4 },
+    Case {
+        name: "trellis 2 + 2 bits, windows of 8",
+        make: |r, c, n| trellis(8, false, 2, r, c, n),
+        peer: Q4,
+    },
+    Case {
+        name: "trellis 2 + 2 bits, hashed of 12",
+        make: |r, c, n| trellis(12, true, 2, r, c, n),
+        peer: Q4,
+    },
+];
+
+fn grouped(bits: u8, group: u32, rows: usize, cols: usize, n: &mut Numbers) -> Result<Vec<NodeData>> {
+    Ok(vec![Grouped::symmetric(bits, group).node(rows, cols, n)?])
+}
+
+fn trellis(
+    state_bits: u8,
+    hashed: bool,
+    planes: usize,
+    rows: usize,
+    cols: usize,
+    n: &mut Numbers,
+) -> Result<Vec<NodeData>> {
+    let plane = Trellis { state_bits, hashed, scale_rows: 32, ..Trellis::PLAIN };
+    (0..planes).map(|_| plane.node(rows, cols, n)).collect()
+}
+
+fn main() -> Result {
+    let args = Args::parse();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    // What ggml gives stays on one thread.
+    Ok(pool.install(|| print(&args).map_err(|e| e.to_string()))?)
+}
+
+fn print(args: &Args) -> Result {
+    let ggml = Ggml::load(&args.folder)?;
+    ggml.threads(args.threads);
+    println!(
+        "{:?}, threads {}, ggml in {}",
+        Isa::detect(),
+        args.threads,
+        ggml.places().collect::<Vec<_>>().join(", ")
+    );
+    println!(
+        "{:34} {:>11} {:>5} {:>9} {:>9} | {:>8} {:>8} {:>8} | GFLOP/s ours, ggml by place, candle",
+        "", "shape", "batch", "Gw/s", "packed GB/s", "of read", "of ggml", "candle"
+    );
+    for shape in &args.shape {
+        let (rows, cols) = shape.split_once('x').ok_or("a shape is ROWSxCOLS")?;
+        let (rows, cols) = (rows.parse()?, cols.parse()?);
+        for case in CASES.iter().filter(|case| case.name.contains(&args.only)) {
+            for batch in &args.batch {
+                measure(case, &ggml, rows, cols, *batch, args)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is measured, with its fastest round.
+struct Side<'s> {
+    run: Box<dyn FnMut() -> Result + 's>,
+    best: f64,
+}
+
+fn side<'s>(run: impl FnMut() -> Result + 's) -> Side<'s> {
+    Side { run: Box::new(run), best: f64::INFINITY }
+}
+
+fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, args: &Args) -> Result {
+    let mut numbers = Numbers(1);
+    let nodes = (case.make)(rows, cols, &mut numbers)?;
+    let packed = nodes.iter().map(NodeData::stored_bytes).sum::<u64>() as usize;
+    let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+    let bytes = Parts { terms, ..Parts::default() }.archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let linear = Linear::new(view(&archive)?, Isa::detect())?;
+    let x = numbers.values(batch * cols, 1.0);
+    let read = bytes.get(..packed).unwrap_or(&bytes);
+
+    let weights = numbers.values(rows * cols, 0.1);
+    let (peer, kind, candle_type) = case.peer;
+    // ggml is not asked whether a place takes a type, and crashes where it does not.
+    let places = args.places.iter().filter(|place| !(peer == "q8_0" && *place == "CPU_REPACK"));
+    let products = places.map(|place| {
+        let product = ggml.product(kind, place, &weights, &x, cols)?;
+        Ok(product.map(|product| (place.clone(), product)))
+    });
+    let products: Vec<_> = products.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let tensor = Tensor::from_vec(weights, (rows, cols), &Device::Cpu)?;
+    let candle = QMatMul::from_qtensor(QTensor::quantize(&tensor, candle_type)?)?;
+    drop(tensor);
+    let candle_x = Tensor::from_slice(&x, (batch, cols), &Device::Cpu)?;
+    agree(&products, &candle.forward(&candle_x)?.flatten_all()?.to_vec1()?)?;
+
+    let (mut activations, mut scratch, mut y) = (Activations::new(), Scratch::new(), vec![0.0; batch * rows]);
+    let mut sides = vec![
+        side(|| {
+            let transforms = linear.view().input_transforms();
+            activations.load(&x, cols, transforms, Precision::Fast, linear.isa())?;
+            Ok(linear.multiply(&activations, black_box(&mut y), &mut scratch)?)
+        }),
+        side(|| {
+            let part = read.len().div_ceil(rayon::current_num_threads()).max(1);
+            black_box(read.par_chunks(part).map(fold).reduce(|| 0, |a, b| a ^ b));
+            Ok(())
+        }),
+        side(|| {
+            black_box(candle.forward(&candle_x)?);
+            Ok(())
+        }),
+    ];
+    sides.extend(products.iter().map(|(_, product)| side(|| product.run())));
+    let end = Instant::now() + Duration::from_millis(args.millis);
+    let mut rounds = 0;
+    while rounds < 3 || Instant::now() < end {
+        for side in &mut sides {
+            // The first run warms what is near the core; it takes so long that threads of the side
+            // before, which wait for more work, go to sleep.
+            let begun = Instant::now();
+            (side.run)()?;
+            while args.threads > 1 && begun.elapsed() < Duration::from_millis(3) {
+                (side.run)()?;
+            }
+            for _ in 0..2 {
+                let begun = Instant::now();
+                (side.run)()?;
+                side.best = side.best.min(begun.elapsed().as_secs_f64());
+            }
+        }
+        rounds += 1;
+    }
+    let best: Vec<f64> = sides.iter().map(|side| side.best).collect();
+    drop(sides);
+    let [ours, read, candle, ref peers @ ..] = best[..] else { return Ok(()) };
+    let peer_best = peers.iter().copied().fold(f64::INFINITY, f64::min);
+    let flops = |seconds: f64| format!("{:.0}", 2.0 * (rows * cols * batch) as f64 / seconds / 1e9);
+    let by_place: Vec<_> =
+        products.iter().zip(peers).map(|((place, _), s)| format!("{peer} {place} {}", flops(*s))).collect();
+    println!(
+        "{:34} {:>11} {batch:>5} {:>9.2} {:>11.2} | {:>8.2} {:>8.2} {:>8.2} | {}, {}, {}",
+        case.name,
+        format!("{rows}x{cols}"),
+        (rows * cols) as f64 / ours / 1e9,
+        packed as f64 / ours / 1e9,
+        read / ours,
+        peer_best / ours,
+        candle / ours,
+        flops(ours),
+        by_place.join(", "),
+        flops(candle),
+    );
+    Ok(())
+}
+
+/// The peers' products of the same weights are the same but for their roundings.
+fn agree(products: &[(String, ggml::Product<'_>)], candle: &[f32]) -> Result {
+    let size = candle.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    for (place, product) in products {
+        product.run()?;
+        let values = product.values()?;
+        let error: f64 = values.iter().zip(candle).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        if values.len() != candle.len() || error > size * 1e-3 {
+            return Err(format!("ggml in {place} differs from candle: {:e} of {size:e}", error).into());
+        }
+    }
+    Ok(())
+}
+
+/// All bytes, as cheaply as they can be read.
+fn fold(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for bytes in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *sum ^= u64::from_le_bytes(*word);
+        }
+    }
+    sums.into_iter().fold(0, |a, b| a ^ b)
+}
