@@ -3,7 +3,9 @@
 //   npm pack @node-llama-cpp/linux-x64-vulkan && tar xzf node-llama-cpp-linux-x64-vulkan-*.tgz
 //   B=package/bins/linux-x64-vulkan
 //   cc -O2 ggml.c -o ggml -L$B -l:libggml-base.so -l:$(cd $B; echo libggml.vulkan*.so) -Wl,-rpath,$PWD/$B
-//   ./ggml $B/libggml-vulkan.so [ROWS COLS]
+//   GGML_VK_VISIBLE_DEVICES=0 ./ggml $B/libggml-vulkan.so [ROWS COLS [TYPE]]
+//
+// The variable makes ggml take a software driver, which it does not count as a GPU.
 //
 // The package has no headers: what is declared here is the part of ggml.h and ggml-backend.h that is used.
 #include <stdbool.h>
@@ -11,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 struct ggml_init_params {
@@ -19,7 +22,7 @@ struct ggml_init_params {
     bool no_alloc;
 };
 
-enum { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, Q4_K = 12, DEVICE_GPU = 1, ROUNDS = 5 };
+enum { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, Q4_K = 12, ROUNDS = 5 };
 
 void *ggml_init(struct ggml_init_params params);
 void ggml_free(void *ctx);
@@ -61,7 +64,7 @@ static void fill(void *tensor, int type) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) return fprintf(stderr, "usage: %s libggml-vulkan.so [ROWS COLS]\n", argv[0]), 2;
+    if (argc < 2) return fprintf(stderr, "usage: %s libggml-vulkan.so [ROWS COLS [TYPE]]\n", argv[0]), 2;
     int64_t rows = argc > 3 ? atoll(argv[2]) : 4096, cols = argc > 3 ? atoll(argv[3]) : 4096;
     void *reg = ggml_backend_load(argv[1]);
     if (!reg || ggml_backend_reg_dev_count(reg) == 0) return fprintf(stderr, "no device\n"), 1;
@@ -72,6 +75,7 @@ int main(int argc, char **argv) {
     const int batches[] = {1, 32, 128};
     printf("%-6s %8s %9s %9s %9s\n", "type", "MB", "batch 1", "32", "128");
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (argc > 4 && strcmp(argv[4], types[i].name)) continue;
         double ms[3];
         double mb = 0;
         for (int b = 0; b < 3; b++) {

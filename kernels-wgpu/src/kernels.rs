@@ -44,16 +44,20 @@ impl Permutation {
         self.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, value)| *value)
     }
 
-    /// Whether each storage binding is written, from binding 1 on.
-    pub(crate) fn bindings(&self) -> Vec<bool> {
+    /// The bindings from number 1 on.
+    fn bindings(&self) -> Vec<wgpu::BufferBindingType> {
+        const READ: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: true };
+        const WRITTEN: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: false };
         match self.kernel {
-            "transform" => vec![false, true, false, false, false],
-            "butterfly" | "fill" => vec![true],
-            "outer" => vec![false, false, true, false],
+            "transform" => vec![READ, WRITTEN, READ, READ, READ],
+            "butterfly" | "fill" => vec![WRITTEN],
+            "outer" => vec![READ, READ, WRITTEN, READ],
             _ => {
                 let terms = usize::try_from(self.number("TERMS")).unwrap_or(0);
-                let mut all = vec![false, true];
-                all.resize(2 + 2 * terms, false);
+                let tables = if self.number("LUT") == 1 { terms } else { 0 };
+                let mut all = vec![READ, WRITTEN];
+                all.resize(2 + 2 * terms, READ);
+                all.resize(2 + 2 * terms + tables, wgpu::BufferBindingType::Uniform);
                 all
             }
         }
@@ -228,9 +232,7 @@ impl Kernels {
             count: None,
         };
         let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-        for (i, written) in permutation.bindings().into_iter().enumerate() {
-            entries.push(entry(i + 1, wgpu::BufferBindingType::Storage { read_only: !written }));
-        }
+        entries.extend(permutation.bindings().into_iter().enumerate().map(|(i, ty)| entry(i + 1, ty)));
         let label = Some(permutation.kernel);
         let layout = self
             .device

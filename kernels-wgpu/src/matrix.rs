@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where a part of a buffer starts: a multiple of what any WebGPU device asks for.
-const ALIGNMENT: u64 = 256;
+pub(crate) const ALIGNMENT: u64 = 256;
 /// Most codebooks of a `codebook` node, and so of lookups that a kernel is made of.
 const BOOKS_MAX: u8 = 16;
 
@@ -103,6 +103,8 @@ pub(crate) struct Node {
     pub(crate) code_bytes: u64,
     pub(crate) side_at: u64,
     pub(crate) side_bytes: u64,
+    /// Where in the buffer its table is, if that can be a uniform buffer.
+    pub(crate) table: Option<Range<u64>>,
 }
 
 /// A [rows, rank] and b [rank, cols].
@@ -324,7 +326,11 @@ fn node(
     let code_bytes = packed.code_bytes().max(4).next_multiple_of(16);
     let side_bytes = (packed.side.len() as u64).max(4).next_multiple_of(4);
     let side_at = code_bytes.next_multiple_of(ALIGNMENT);
-    let buffer = kernels.storage(side_at + side_bytes, wgpu::BufferUsages::empty())?;
+    let usage = match packed.table {
+        Some(_) => wgpu::BufferUsages::UNIFORM,
+        None => wgpu::BufferUsages::empty(),
+    };
+    let buffer = kernels.storage(side_at + side_bytes, usage)?;
     let mut at = 0;
     for segment in &packed.codes {
         uploader.write(&buffer, at, segment)?;
@@ -345,6 +351,7 @@ fn node(
         code_bytes,
         side_at,
         side_bytes,
+        table: packed.table.map(|table| side_at + table.start as u64..side_at + table.end as u64),
     };
     kernels.compile_ahead(&node)?;
     Ok(node)

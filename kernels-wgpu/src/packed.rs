@@ -39,6 +39,8 @@ pub(crate) struct Packed<'v> {
     pub(crate) codes: Vec<Cow<'v, [u8]>>,
     /// Scales, zero points and tables.
     pub(crate) side: Vec<u8>,
+    /// Of `side`: a table of the whole length that its index has, aligned as a uniform buffer.
+    pub(crate) table: Option<Range<usize>>,
     pub(crate) term: TermParams,
     /// Of the level below, for `nested`.
     pub(crate) under: Option<TermParams>,

@@ -399,6 +399,19 @@ impl Kernels {
             bindings.push(Bound { buffer: &node.buffer, offset: node.side_at, bytes: node.side_bytes });
         }
         bindings.resize(first.len() + 2 * terms, self.nothing());
+        if permutation.number("LUT") == 1 {
+            let table = |node: &&'_ Node| {
+                let range = node.table.clone()?;
+                Some((range.start, range.end - range.start))
+            };
+            // Terms that are not there have the table of one that is.
+            for i in 0..terms {
+                let Some(node) = nodes.get(i).or(nodes.first()) else { continue };
+                let (offset, bytes) =
+                    table(node).ok_or_else(|| Error::argument("a term without its table"))?;
+                bindings.push(Bound { buffer: &node.buffer, offset, bytes });
+            }
+        }
         let mut bytes = bytemuck::bytes_of(params).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&records));
         self.dispatch(pass, permutation, &bytes, &bindings, groups)
@@ -439,6 +452,10 @@ fn permutation(
     all.push(("TERMS", terms as i64));
     all.extend(numbers);
     let mut permutation = Permutation { kernel, numbers: all };
+    if permutation.number("LUT") == 1 {
+        let lut = table_place(kernel, &permutation);
+        permutation.numbers.iter_mut().filter(|(name, _)| *name == "LUT").for_each(|(_, value)| *value = lut);
+    }
     let (state, step) = (permutation.number("STATE"), permutation.number("STEP"));
     if state > 0 && step > 0 {
         // Rows whose windows one word holds.
@@ -447,6 +464,24 @@ fn permutation(
         permutation.numbers.extend([("SPLIT", split), ("SPLITS", tile / split.max(1))]);
     }
     permutation
+}
+
+/// Most bytes of a uniform buffer, of any WebGPU device.
+const UNIFORM_BYTES: i64 = 64 << 10;
+/// Most bytes of workgroup memory, of any WebGPU device.
+const SHARED_BYTES: i64 = 16 << 10;
+
+/// Where a table is read. Threads that share the columns of a row share its table, if there is room beside
+/// their sums: a GPU's uniform buffers are slow where threads read different entries. A processor that
+/// runs shaders reads other buffers entry by entry, behind a check each.
+fn table_place(kernel: &str, permutation: &Permutation) -> i64 {
+    let number = |name| permutation.number(name);
+    let bytes = number("ENTRIES") * 4;
+    if kernel == "multiply" && number("LANES") > 1 {
+        let sums = number("LANES") * number("R") * number("M") * 4;
+        return if bytes + sums <= SHARED_BYTES { 2 } else { 0 };
+    }
+    i64::from(bytes <= UNIFORM_BYTES)
 }
 
 /// What of the result is there already.

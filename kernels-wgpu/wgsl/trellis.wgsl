@@ -2,7 +2,17 @@
 // 1 byte sum. WAY: 0 any shape, window by window; 1 down the columns and 2 along the rows, where each
 // ring is a whole number of words and no tile of rows (1) or columns (2) goes over a path's end.
 // GROUP: 0 one scale for each row, 3 scales by column.
+// LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory. ENTRIES:
+// of the table.
 // term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
+#if LUT == 1
+#for t in 0..TERMS
+@group(0) @binding(${3 + 2 * TERMS + t}) var<uniform> lut${t}: array<vec4<f32>, ${ENTRIES / 4}>;
+#end
+#end
+#if LUT == 2
+var<workgroup> lut: array<f32, ${ENTRIES}>;
+#end
 fn window_value(window: u32, multiplier: u32, addend: u32) -> f32 {
   let x = window * multiplier + addend;
   let pairs = (x & 0x00FF00FFu) + ((x >> 8u) & 0x00FF00FFu);
@@ -46,6 +56,12 @@ fn window${t}(row: u32, column: u32) -> u32 {
 #end
 
 #def begin
+#if LUT == 2
+// Not before all have read the term before.
+workgroupBarrier();
+for (var i = lane; i < ${ENTRIES}u; i += ${LANES}u) { lut[i] = table${t}(term.table_at + i); }
+workgroupBarrier();
+#end
 #for r in 0..R
 let row${r} = min(row0 + ${r}u, p.rows - 1u);
 let group_row${r} = select(row${r} / max(term.group_rows, 1u), 0u, term.group_rows == 0u);
@@ -115,7 +131,15 @@ let n${r}_${i} = ((word${r}_${(32 + (q * 4 + i + 1) * STEP - STATE) / 32} >> ${(
 #end
 #end
 #if CODE == 0
+#if LUT == 0
 var w${r} = vec4<f32>(table${t}(term.table_at + n${r}_0), table${t}(term.table_at + n${r}_1), table${t}(term.table_at + n${r}_2), table${t}(term.table_at + n${r}_3));
+#end
+#if LUT == 1
+var w${r} = vec4<f32>(lut${t}[n${r}_0 >> 2u][n${r}_0 & 3u], lut${t}[n${r}_1 >> 2u][n${r}_1 & 3u], lut${t}[n${r}_2 >> 2u][n${r}_2 & 3u], lut${t}[n${r}_3 >> 2u][n${r}_3 & 3u]);
+#end
+#if LUT == 2
+var w${r} = vec4<f32>(lut[n${r}_0], lut[n${r}_1], lut[n${r}_2], lut[n${r}_3]);
+#end
 #else
 var w${r} = vec4<f32>(window_value(n${r}_0, term.c, term.d), window_value(n${r}_1, term.c, term.d), window_value(n${r}_2, term.c, term.d), window_value(n${r}_3, term.c, term.d));
 #end

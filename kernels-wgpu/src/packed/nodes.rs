@@ -3,6 +3,7 @@
 use super::numbers::{Placed, decode, place, place_table, place_values};
 use super::{Packed, Reader};
 use crate::error::{Error, Result, index, product};
+use crate::matrix::ALIGNMENT;
 use crate::params::TermParams;
 use cmf_format::DType;
 use cmf_format::encoding::nested::{Level, Map, Rounding, Values};
@@ -71,7 +72,7 @@ impl Base {
             ("TAIL", i64::from(!i64::from(self.cols).rem_euclid(4 * self.quads).eq(&0))),
         ];
         for (name, default) in
-            [("SCALE", 0), ("ZERO", 0), ("SHIFT", 1), ("FACTOR", 0), ("LEVELS", 1), ("VEC", 0)]
+            [("SCALE", 0), ("ZERO", 0), ("LUT", 0), ("SHIFT", 1), ("FACTOR", 0), ("LEVELS", 1), ("VEC", 0)]
         {
             if !numbers.iter().any(|(n, _)| *n == name) {
                 all.push((name, default));
@@ -86,6 +87,7 @@ impl Base {
             codes,
             side,
             term,
+            table: None,
             under: None,
             rows: self.rows,
             cols: self.cols,
@@ -283,17 +285,26 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     let (code, multiplier, addend, table) = match descriptor.code {
         Code::ByteSum { multiplier, addend } => (1, multiplier, addend, Placed::default()),
         Code::Table => match view.table() {
-            Some(table) => (0, 0, 0, place_table(&mut side, table, 0..1)?),
+            Some(table) => {
+                side.resize(side.len().next_multiple_of(ALIGNMENT as usize), 0);
+                (0, 0, 0, place_table(&mut side, table, 0..1)?)
+            }
             None => return Err(Error::argument("the table is missing")),
         },
     };
     let (shift, group_cols) = group_division(descriptor.scale_cols);
     let by_row = scale.col_stride == 0;
+    // A uniform buffer is an array of vectors.
+    let entries = 1usize << state;
+    let table_bytes = table.at as usize * 4..side.len();
+    let whole_table = code == 0 && state >= 2 && table_bytes.len() == entries * 4;
     let numbers = [
         ("STATE", state),
         ("STEP", step),
         ("MASK", (1 << state) - 1),
         ("CODE", code),
+        ("LUT", i64::from(whole_table)),
+        ("ENTRIES", if whole_table { entries as i64 } else { 0 }),
         ("WAY", way),
         ("WORDS", words),
         ("ALONG", i64::from(descriptor.axis == Axis::Along)),
@@ -321,7 +332,8 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     // A window's position on its ring is counted in bits.
     product("ring", &[path_elems.into(), 2 * step as u64 + 16])?;
     let base = Base { quads: if way == 2 { quads } else { 1 }, ..base };
-    Ok(base.packed(&numbers, vec![codes.into()], side, term))
+    let packed = base.packed(&numbers, vec![codes.into()], side, term);
+    Ok(Packed { table: whole_table.then_some(table_bytes), ..packed })
 }
 
 fn codebook_node<'v>(view: &'v codebook::View<'_>, rows: Range<usize>, base: Base) -> Result<Packed<'v>> {
