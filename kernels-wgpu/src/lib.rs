@@ -59,7 +59,7 @@
 //! | `nested` | yes | yes | scales, zero points and tables in f32 |
 //! | `low_rank` | yes | through its factors | the left factor transposed |
 //! | `sign_low_rank` | yes | yes | factors in 16 bits where that is exact |
-//! | `sparse` | yes | unless it replaces | values in 16 bits where that is exact |
+//! | `sparse` | yes | yes; a matrix with values that replace is decoded some rows at a time | values in 16 bits where that is exact |
 //! | `lossless` | as `dense` | as `dense` | the elements |
 //!
 //! # Limits

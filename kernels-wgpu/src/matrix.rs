@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, index};
 use crate::kernels::Kernels;
-use crate::packed::{Numbers, Packed, Reader, dense_of, row_step, transposed};
+use crate::packed::{Numbers, Packed, Reader, dense_of, dense_to_come, row_step, transposed};
 use crate::params::TermParams;
 use crate::transforms::GpuTransforms;
 use crate::upload::Uploader;
@@ -117,6 +117,29 @@ pub(crate) struct LowRank {
     pub(crate) rank: u32,
     pub(crate) a: Vec<Node>,
     pub(crate) b: Vec<Node>,
+}
+
+impl Node {
+    /// Rows of f32 values at the start of `buffer`, which is longer by at least one value.
+    pub(crate) fn of_values(buffer: wgpu::Buffer, first_row: u32, rows: u32, cols: u32) -> Result<Self> {
+        let packed = dense_to_come(rows, cols)?;
+        Ok(Self {
+            reader: packed.reader,
+            numbers: packed.numbers,
+            steps: packed.steps,
+            term: packed.term,
+            under: None,
+            first_row,
+            first_col: 0,
+            rows,
+            cols,
+            code_bytes: u64::from(rows) * u64::from(cols) * 4,
+            side_at: 0,
+            side_bytes: 4,
+            buffer,
+            table: None,
+        })
+    }
 }
 
 impl Held {

@@ -10,7 +10,7 @@ use cmf_format::encoding::View;
 use core::ops::Range;
 use std::borrow::Cow;
 
-pub(crate) use nodes::{dense_of, row_step, transposed};
+pub(crate) use nodes::{dense_of, dense_to_come, row_step, transposed};
 
 /// Numbers of a permutation.
 pub(crate) type Numbers = Vec<(&'static str, i64)>;

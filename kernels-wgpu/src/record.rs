@@ -13,6 +13,8 @@ use core::ops::Range;
 const TILE_ROWS: u32 = 8;
 /// Terms of a dispatch: what eight storage buffers hold beside input and output.
 const TERMS: usize = 3;
+/// Elements that are decoded at a time, or a tile of rows.
+const DECODED_ELEMENTS: u32 = 1 << 20;
 /// Threads of a workgroup of kernels that are not tuned.
 const WIDTH: u32 = 64;
 
@@ -63,8 +65,8 @@ impl Kernels {
     /// Writes the products of `activations` with the matrix: `y` has a row of outputs for each.
     ///
     /// # Errors
-    /// `Argument` when the activations have another length or `y` does not hold the products,
-    /// `Unsupported` for a `sparse` term that replaces, `Limit`, `Device`.
+    /// `Argument` when the activations have another length or `y` does not hold the products, `Limit`,
+    /// `Device`.
     pub fn multiply(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -96,6 +98,10 @@ impl Kernels {
     ) -> Result<()> {
         let (bound, at) = y.bind(self, activations.batch, matrix.rows())?;
         let output = Output { bound, at, stride: y.stride };
+        let replaces = |term: &Held| matches!(term, Held::Node(node) if node.reader == Reader::Sparse { replaces: true });
+        if matrix.terms().any(replaces) {
+            return self.multiply_decoded(pass, workspace, matrix, activations, output);
+        }
         let batches = batches(matrix);
         let mut written = Written::new(&batches, matrix.rows(), None);
         if written.fills {
@@ -113,6 +119,30 @@ impl Kernels {
                     self.multiply_low_rank(pass, workspace, low, activations, output, accumulates)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Products with rows that are decoded before, some at a time: a term that replaces takes away from
+    /// those before it what only their sum says.
+    fn multiply_decoded(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        matrix: &GpuMatrix,
+        activations: &Activations,
+        output: Output<'_>,
+    ) -> Result<()> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let block = (DECODED_ELEMENTS / cols.max(1)).max(1).next_multiple_of(TILE_ROWS).min(rows);
+        for first_row in (0..rows).step_by(block.max(1) as usize) {
+            let count = block.min(rows - first_row);
+            let elements = product("rows", &[count.into(), cols.into()])?;
+            let decoded = workspace.get(self, Scratch::Decoded, u64::from(elements) + 1)?;
+            let picked = Picked::Range { first: first_row, count };
+            self.decode_sum(pass, workspace, matrix, picked, Rows::of(&decoded, cols))?;
+            let node = Node::of_values(decoded, first_row, count, cols)?;
+            self.multiply_nodes(pass, &[&node], activations, output, false)?;
         }
         Ok(())
     }
@@ -162,9 +192,6 @@ impl Kernels {
         };
         self.multiplied_with(m);
         if node.reader != Reader::Quads {
-            if node.reader == (Reader::Sparse { replaces: true }) {
-                return Err(Error::unsupported("a product with a sparse term that replaces"));
-            }
             let groups = [node.rows.div_ceil(WIDTH), batch, 1];
             let first = [Bound::all(activations.held()?), output.bound];
             let permutation = self.multiplication(node, 1, m);

@@ -20,6 +20,8 @@ pub(crate) enum Scratch {
     InnerTiles,
     /// Decoded factors.
     Factor,
+    /// Decoded rows.
+    Decoded,
 }
 
 /// Scratch buffers, which grow to what is needed and stay.
@@ -28,7 +30,7 @@ pub(crate) enum Scratch {
 /// were recorded, on one queue.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    buffers: [Option<wgpu::Buffer>; 7],
+    buffers: [Option<wgpu::Buffer>; 8],
 }
 
 impl Workspace {

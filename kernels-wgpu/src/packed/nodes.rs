@@ -162,6 +162,11 @@ pub(crate) fn dense_of<'v>(values: &[f32], rows: u32, cols: u32) -> Result<Packe
     dense_values(values, Base { encoding: 0, quads: 1, cols, rows })
 }
 
+/// A dense f32 matrix whose values come later.
+pub(crate) fn dense_to_come(rows: u32, cols: u32) -> Result<Packed<'static>> {
+    dense_bytes(1, Cow::Borrowed(&[]), Base { encoding: 0, quads: 1, cols, rows })
+}
+
 fn dense_bytes(kind: i64, bytes: Cow<'_, [u8]>, base: Base) -> Result<Packed<'_>> {
     product("elements", &[base.rows.into(), base.cols.into()])?;
     let whole = if kind == 1 { 4 } else { 8 };

@@ -1,10 +1,9 @@
 //! `sparse`.
 
-use crate::common::{Near, Random, TestResult, bed, check, check_tiles, compare, context, dense_node};
+use crate::common::{Near, Random, TestResult, bed, check, check_tiles, dense_node};
 use cmf_format::DType;
 use cmf_format::encoding::dense;
 use cmf_format::encoding::sparse::{Block, Op, Positions, pack_bitmap, pack_csr, pack_n_m};
-use cmf_kernels_wgpu::{Activations, ErrorKind, GpuMatrix, Picked, Rows, Uploader, Workspace};
 use std::sync::Arc;
 
 #[test]
@@ -42,38 +41,19 @@ fn every_layout_adds_its_values() -> TestResult {
 }
 
 #[test]
-fn replacing_values_decode_and_are_refused_in_products() -> TestResult {
-    let Some(context) = context()? else { return Ok(()) };
-    let (rows, cols) = (6, 8);
+fn values_replace_what_was_before_them() -> TestResult {
+    let Some(bed) = bed()? else { return Ok(()) };
     let mut random = Random::new(9);
-    let under = dense_node(DType::F32, rows, cols, &mut random)?;
-    let positions = Positions::from_mask(rows, cols, Block::ONE, |i, j| i == j)?;
-    let values = positions.gather(cols, &[2.0; 48]);
-    let values = dense::pack_values(DType::F32, 1, values.len() as u64, &values)?;
-    let over = pack_csr(Op::Replace, rows as u64, cols as u64, &positions, values)?;
-    let mut uploader = Uploader::new(context.device(), context.queue());
-    let kernels = context.kernels();
-    let mut matrix = GpuMatrix::new(kernels, &mut uploader, rows, cols, &[], &[])?;
-    let (under, over) = (under.view()?, over.view()?);
-    matrix.insert(kernels, &mut uploader, 0, [(0, 0, &under), (0, 0, &over)].into_iter())?;
-    uploader.finish()?;
-    let out = context.buffer(rows * cols)?;
-    context.submit(|pass| {
-        let picked = Picked::Range { first: 0, count: rows as u32 };
-        kernels.decode_sum(pass, &mut Workspace::default(), &matrix, picked, Rows::of(&out, cols as u32))
-    })?;
-    let mut expected = vec![0.0; rows * cols];
-    under.decode_rows(0..rows, &mut expected)?;
-    (0..rows).for_each(|i| expected[i * cols + i] = 2.0);
-    compare("replace", "decoded", cols, &context.download(&out, rows * cols)?, &expected, Near::Exact)?;
-
-    let x = context.upload(&[1.0; 8])?;
-    let refused = context.submit(|pass| {
-        let (mut workspace, mut activations) = (Workspace::default(), Activations::default());
-        let x = Rows::of(&x, cols as u32);
-        kernels.activate(pass, &mut workspace, matrix.input(), x, 1, &mut activations)?;
-        kernels.multiply(pass, &mut workspace, &matrix, &activations, Rows::of(&out, rows as u32))
-    });
-    assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::Unsupported));
+    // More elements than are decoded at a time, in rows that are no whole number of blocks.
+    for (rows, cols) in [(6, 8), (33, 37), (300, 4096)] {
+        let under = Arc::new(dense_node(DType::F32, rows, cols, &mut random)?);
+        let later = Arc::new(dense_node(DType::F16, rows, cols, &mut random)?);
+        let positions = Positions::from_mask(rows, cols, Block::ONE, |i, j| (i * 7 + j) % 37 == 3)?;
+        let values: Vec<f32> = random.values(rows * cols).into_iter().map(|v| v + 2.0).collect();
+        let values = positions.gather(cols, &values);
+        let values = dense::pack_values(DType::F32, 1, values.len() as u64, &values)?;
+        let over = Arc::new(pack_csr(Op::Replace, rows as u64, cols as u64, &positions, values)?);
+        check_tiles(&bed, &format!("{rows}x{cols}"), &[under, over, later], Near::Exact)?;
+    }
     Ok(())
 }
