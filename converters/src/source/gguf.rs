@@ -60,6 +60,13 @@ impl Gguf {
             .get(index)
             .and_then(|t| self.source.get(&t.name))
             .ok_or_else(|| Error::bad_argument(format!("tensor index {index}")))?;
+        let elements = info.rows().saturating_mul(info.cols());
+        if range.start > range.end || range.end > elements {
+            return Err(Error::bad_argument("elements")
+                .tensor(info.name())
+                .expected(format_args!("a range within 0..{elements}"))
+                .found(format_args!("{range:?}")));
+        }
         let cols = info.cols().max(1);
         if !range.start.is_multiple_of(cols) || !range.end.is_multiple_of(cols) {
             return Err(Error::bad_argument("elements")

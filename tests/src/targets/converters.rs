@@ -76,7 +76,7 @@ fn parts(source: &dyn Source, index: usize, tensor: &TensorInfo) {
     let (mut whole, mut values) = (Vec::new(), Vec::new());
     assert!(source.read_elements(index, 0..elements + 1, &mut whole).is_err(), "reads past the end");
     let outcome = source.read_elements(index, 0..elements, &mut whole);
-    black_box(source.is_exact(index).is_ok());
+    let is_exact = source.is_exact(index).unwrap_or(false);
     if outcome.is_err() {
         return;
     }
@@ -96,7 +96,8 @@ fn parts(source: &dyn Source, index: usize, tensor: &TensorInfo) {
         // An archive may hold the tensor in longer rows.
         Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "`{}` in parts: {error}", tensor.name),
     }
-    if source.read_values(index, 0..elements, &mut values).is_ok() {
+    // Decoded values are more precise than the elements that they are rounded to.
+    if source.read_values(index, 0..elements, &mut values).is_ok() && is_exact {
         let mut decoded = vec![0.0; values.len()];
         let plain = tensor.dtype.decode(&whole, &mut decoded).is_ok();
         assert!(plain && same(&decoded, &values), "values of `{}` are not its elements", tensor.name);
@@ -135,10 +136,14 @@ fn keep(path: &Path, source: &dyn Source) {
     }
 }
 
-/// A safetensors file, which the safetensors crate takes or refuses likewise.
+/// A safetensors file, which the safetensors crate takes or refuses likewise. What begins as a file
+/// of another format is opened as that one.
 fn safetensors(path: &Path, bytes: &[u8]) {
     let peer = ::safetensors::SafeTensors::deserialize(bytes);
     let Some(source) = read(path, bytes) else { return };
+    if bytes.starts_with(b"GGUF") || source.archive().is_some() {
+        return;
+    }
     let peer = match peer {
         Ok(peer) => peer,
         Err(error) => panic!("the safetensors crate refuses: {error}"),
