@@ -20,7 +20,7 @@ type FormatError = cmf_format::Error;
 /// What is read at once when a file is opened: header and directory of a small model.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
 /// Most bytes that [`Source::visit`] reads in one go: a buffer that stays in the cache.
-const VISIT_READ_BYTES: u64 = 256 * 1024;
+const VISIT_READ_BYTES: u64 = 64 * 1024;
 /// Most bytes of the map that it brings in at once.
 const VISIT_MAP_BYTES: u64 = 1 << 20;
 

@@ -7,7 +7,7 @@ use cmf_format::NodeData;
 use cmf_format::archive::Step;
 use cmf_format::wire::SCHEDULE_LOSS;
 use cmf_format::write::{MatrixEntry, StepEntry};
-use cmf_loader::{Budget, FileSource, Levels, Model, Plan};
+use cmf_loader::{Backend, Budget, FileSource, Levels, Model, OpenOptions, Plan};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -30,13 +30,15 @@ pub struct CmfSource {
 }
 
 impl CmfSource {
-    /// Opens an archive. Its tensors are read at their highest level.
+    /// Opens an archive. Its tensors are read at their highest level. The file is read and not
+    /// mapped: pages of a map stay in memory, and would count against the bound of a conversion.
     ///
     /// # Errors
-    /// What [`Model::open`] gives; `Limit` for more than 4096 bytes of plain elements in each byte
+    /// What [`Model::open_with`] gives; `Limit` for more than 4096 bytes of plain elements in each byte
     /// of the files.
     pub fn open(path: &Path) -> Result<Self> {
-        let model = Model::open(path).map_err(loader_error)?;
+        let read = OpenOptions { backend: Backend::Pread, ..OpenOptions::default() };
+        let model = Model::open_with(path, &read).map_err(loader_error)?;
         let tensors: Vec<_> = model
             .tensors()
             .map(|t| TensorInfo { name: t.name().into(), dtype: t.dtype(), shape: t.shape() })
