@@ -64,13 +64,23 @@ fn in_blocks(name: &str) -> Result<ConvertOptions> {
     Ok(options)
 }
 
+/// Elements of the tensors of which `take` says so by their number.
+fn elements_of(source: &dyn Source, take: fn(u64) -> bool) -> u64 {
+    source.tensors().iter().filter_map(source::TensorInfo::elements).filter(|n| take(*n)).sum()
+}
+
 #[test]
 fn every_recipe_gives_a_valid_archive_close_to_the_source() -> Outcome {
     let folder = tempfile::tempdir()?;
     let source = source::open(&model(folder.path())?)?;
     for name in BUILTIN_NAMES {
         let output = folder.path().join(format!("{name}.cmf"));
-        run(source.as_ref(), &output, &in_blocks(name)?)?;
+        let report = run(source.as_ref(), &output, &in_blocks(name)?)?;
+        let level_bits: Vec<_> = report.levels.iter().map(|level| level.bits_per_weight).collect();
+        let most = report.bits_per_weight * elements_of(source.as_ref(), |_| true) as f64
+            / elements_of(source.as_ref(), |n| n >= 4096) as f64;
+        assert!(level_bits.iter().is_sorted(), "{name}: {level_bits:?}");
+        assert!(level_bits.iter().all(|bits| *bits <= most * 1.0001), "{name}: {level_bits:?} of {most}");
         let archive = Archive::parse(std::fs::read(&output)?, &Limits::default())?;
         archive.verify()?;
         for (i, info) in source.tensors().iter().enumerate() {

@@ -234,15 +234,16 @@ fn convert_in(
     })
 }
 
-/// Sums over the blocks of progressive rules, level by level.
+/// Sums over the blocks of progressive rules, level by level. What blocks share counts in the first.
 fn level_reports(blocks: &[Block], done: &HashMap<BlockId, Encoded>) -> Vec<LevelReport> {
     let mut sums: Vec<(f64, u64, f64)> = Vec::new();
+    let mut seen = HashSet::new();
     for block in blocks {
         let Some(encoded) = done.get(&block.id).filter(|encoded| encoded.cost > 0.0) else { continue };
         let elements = (block.elements.end - block.elements.start) as f64;
         let mut bytes = 0;
         for (i, level) in encoded.levels.iter().enumerate() {
-            bytes += level.nodes.iter().map(NodeData::stored_bytes).sum::<u64>();
+            bytes += level.nodes.iter().map(|node| output::new_bytes(node, &mut seen)).sum::<u64>();
             if sums.len() <= i {
                 sums.push((0.0, 0, 0.0));
             }

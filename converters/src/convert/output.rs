@@ -202,20 +202,23 @@ fn is_carried(tensors: &[TensorEntry]) -> bool {
     units.flat_map(|unit| &unit.terms).all(|term| carried(&term.node))
 }
 
-/// Bytes of the segments of a tensor; those of equal content, which levels of `nested` share, once.
+/// Bytes of the segments of a tensor; those of equal content once.
 pub(super) fn stored_bytes(tensor: &TensorEntry) -> u64 {
-    fn add(node: &NodeData, seen: &mut HashSet<[u8; 32]>) -> u64 {
-        let own = node.segments.iter().map(|segment| match &segment.source {
-            SegmentSource::Stored(stored) if !seen.insert(stored.hash) => 0,
-            _ => segment.stored_bytes(),
-        });
-        let own: u64 = own.sum();
-        own + node.children.iter().map(|child| add(child, seen)).sum::<u64>()
-    }
     let Content::Matrices(matrices) = &tensor.content else { return 0 };
     let terms = matrices.iter().flat_map(|m| &m.units).flat_map(|u| &u.terms);
     let mut seen = HashSet::new();
-    terms.map(|t| add(&t.node, &mut seen)).sum()
+    terms.map(|t| new_bytes(&t.node, &mut seen)).sum()
+}
+
+/// Bytes of the segments of a node whose content is not `seen` yet: the planes that levels of
+/// `nested` share count once.
+pub(super) fn new_bytes(node: &NodeData, seen: &mut HashSet<[u8; 32]>) -> u64 {
+    let own = node.segments.iter().map(|segment| match &segment.source {
+        SegmentSource::Stored(stored) if !seen.insert(stored.hash) => 0,
+        _ => segment.stored_bytes(),
+    });
+    let own: u64 = own.sum();
+    own + node.children.iter().map(|child| new_bytes(child, seen)).sum::<u64>()
 }
 
 fn shard_name(output: &Path, number: usize, count: usize) -> Result<String> {
