@@ -9,6 +9,7 @@ mod plot;
 mod progress;
 mod size;
 mod text;
+mod wanted;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;

@@ -34,6 +34,50 @@ fn fetches_a_file_as_it_is() -> Outcome {
 }
 
 #[test]
+fn fetches_tensors_by_name() -> Outcome {
+    let place = Place::new()?;
+    let file = model(&place)?;
+    let server = Server::new(file.clone(), |_, _| Answer::Good)?;
+    let args = ["fetch", &server.url, "-o", "m.cmf", "--only", "b*", "--json"];
+    let report = place.cmf(&args)?.json()?;
+    assert_eq!(report["complete"], false);
+    assert!(server.sent() < file.len() as u64 * 2 / 3, "{} of {}", server.sent(), file.len());
+    assert!(
+        place.refused(&["fetch", &server.url, "-o", "n.cmf", "--only", "c"])?.contains("no tensor matches")
+    );
+    place.good(&args[..4])?;
+    assert!(place.read("m.cmf")? == file);
+    Ok(())
+}
+
+#[cfg(feature = "object-store")]
+#[test]
+fn fetches_from_a_bucket_with_credentials_of_the_environment() -> Outcome {
+    let place = Place::new()?;
+    let file = model(&place)?;
+    let server = Server::new(file.clone(), |_, _| Answer::Good)?;
+    let output = place
+        .command(&["fetch", "s3://bucket/a/m.cmf", "-o", "m.cmf", "--quiet"])
+        .env("AWS_ACCESS_KEY_ID", "KEYID")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env("AWS_ENDPOINT_URL", server.host())
+        .env("AWS_ALLOW_HTTP", "true")
+        .output()?;
+    assert!(output.status.success(), "{output:?}");
+    assert!(place.read("m.cmf")? == file);
+    assert!(server.last().to_ascii_lowercase().starts_with("get /bucket/a/m.cmf "), "{}", server.last());
+    Ok(())
+}
+
+#[cfg(not(feature = "object-store"))]
+#[test]
+fn addresses_of_buckets_name_the_feature_that_is_lacking() -> Outcome {
+    let refused = Place::new()?.refused(&["fetch", "s3://bucket/m.cmf", "-o", "m.cmf"])?;
+    assert!(refused.contains("feature `object-store`"), "{refused}");
+    Ok(())
+}
+
+#[test]
 fn a_fetch_that_is_killed_goes_on_to_the_same_file() -> Outcome {
     let place = Place::new()?;
     let file = model(&place)?;

@@ -125,3 +125,25 @@ fn a_process_lives_in_the_budget_that_it_is_given() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn pinned_tensors_are_held_whatever_the_budget() -> Outcome {
+    let place = Place::new()?;
+    llama::write(&place, &Shape { vocab: 300, hidden: 128 })?;
+    place.write("recipe.toml", RECIPE)?;
+    place.good(&["convert", "model", "-o", "m.cmf", "--recipe", "recipe.toml"])?;
+    let resident = |pin: &[&str]| -> Outcome<u64> {
+        let args = ["run", "m.cmf", "--raw", "--json", "-n", "1", "--budget", "min", "--prompt", PROMPT];
+        let run = place.cmf(&[args.as_slice(), pin].concat())?;
+        number(&serde_json::from_str(run.stdout.lines().last().ok_or("no summary")?)?, "resident_bytes")
+    };
+    let (least, pinned) = (resident(&[])?, resident(&["--pin", "*.layers.0.*"])?);
+    assert!(pinned > least, "{pinned} and {least}");
+    assert_eq!(
+        resident(&["--pin", "*"])?,
+        number(&place.cmf(&["plan", "m.cmf", "--budget", "max", "--json"])?.json()?, "maximum_bytes")?
+    );
+    let refused = place.refused(&["run", "m.cmf", "--pin", "nothing.*", "--prompt", PROMPT])?;
+    assert!(refused.contains("no tensor matches `nothing.*`"), "{refused}");
+    Ok(())
+}

@@ -5,7 +5,7 @@ use crate::groups::Groups;
 use crate::queue::{Queue, Request};
 use crate::remote::{Body, Failure, Remote};
 use cmf_format::{Archive, Limits, wire};
-use cmf_loader::Model;
+use cmf_loader::{Model, Schedule, Want};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -73,6 +73,7 @@ pub struct Fetch {
     /// Locked, so that nobody else writes to it.
     file: File,
     model: Model,
+    schedule: Schedule,
     validator: Option<String>,
     shared: Mutex<Shared>,
     moved: Condvar,
@@ -142,7 +143,8 @@ impl Fetch {
             let problem = "is one of several files of a model: fetch each";
             return Err(Error::new(ErrorKind::Format, remote.name(), problem));
         }
-        let wanted = model.schedule()?.steps();
+        let schedule = model.schedule()?.clone();
+        let wanted = schedule.steps();
         let shared = Shared { queue: None, wanted, received_bytes: 0, failures: 0, corrupt: 0, error: None };
         Ok(Self {
             remote,
@@ -151,6 +153,7 @@ impl Fetch {
             part,
             file,
             model,
+            schedule,
             validator,
             shared: Mutex::new(shared),
             moved: Condvar::new(),
@@ -167,6 +170,22 @@ impl Fetch {
     /// Where it grows.
     pub fn part(&self) -> &Path {
         &self.part
+    }
+
+    /// The order in which units come.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Says what is wanted of each tensor, by name: steps are then those of [`Model::schedule_for`]. Before
+    /// [`Fetch::limit`] and [`Fetch::run`].
+    ///
+    /// # Errors
+    /// `Format`.
+    pub fn want(&mut self, want: &dyn Fn(&str) -> Want) -> Result<()> {
+        self.schedule = self.model.schedule_for(want)?;
+        self.limit(self.schedule.steps());
+        Ok(())
     }
 
     /// Wants no more than the first `steps` steps; before [`Fetch::run`].
@@ -212,10 +231,9 @@ impl Fetch {
     /// `Unreachable` when too many requests in a row fail, `Refused`, `Changed`, `Corrupt`, `Io`. What
     /// has come stays.
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        let groups = Groups::of(&self.model).inspect_err(|_| self.stop())?;
+        let groups = Groups::of(&self.model, &self.schedule).inspect_err(|_| self.stop())?;
         let present = groups.present();
-        let schedule = self.model.schedule()?;
-        let (steps, required) = (schedule.steps(), schedule.required_steps());
+        let (steps, required) = (self.schedule.steps(), self.schedule.required_steps());
         {
             let mut shared = self.lock();
             shared.queue = Some(Queue::new(&groups.all, &present, steps, required, shared.wanted));
@@ -240,9 +258,7 @@ impl Fetch {
     /// # Errors
     /// `Busy` when a part is missing, `Io`.
     pub fn finish(self) -> Result<PathBuf> {
-        let whole = self.lock().queue.as_ref().is_some_and(Queue::is_done);
-        let limited = self.lock().wanted < self.model.schedule()?.steps();
-        if !whole || limited {
+        if !self.lock().queue.as_ref().is_some_and(Queue::is_whole) {
             return Err(Error::new(ErrorKind::Busy, self.part.display(), "is not all of the file"));
         }
         self.file.sync_all().map_err(|e| Error::io(&self.part, &e))?;

@@ -2,9 +2,12 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use cmf_format::archive::ChunkGroups;
-use cmf_loader::{FileSource, Model};
+use cmf_loader::{FileSource, Model, Schedule};
 use core::ops::Range;
 use rayon::prelude::*;
+
+/// The step of what is not wanted.
+pub(crate) const NEVER: usize = usize::MAX;
 
 /// A chunk group of a segment: the unit of verification.
 #[derive(Clone, Debug)]
@@ -13,7 +16,7 @@ pub(crate) struct Group {
     index: u64,
     /// Where it lies in the file.
     pub(crate) range: Range<u64>,
-    /// Steps of the schedule that need it: 0 when every model does.
+    /// Steps of the schedule that need it: 0 when every model does, [`NEVER`] when this one does not.
     pub(crate) step: usize,
 }
 
@@ -24,18 +27,19 @@ pub(crate) struct Groups<'m> {
 }
 
 impl<'m> Groups<'m> {
-    /// The groups of `model`, whose chunk-group hashes must be there.
-    pub(crate) fn of(model: &'m Model) -> Result<Self> {
+    /// The groups of `model` as `schedule` wants them; chunk-group hashes must be there.
+    pub(crate) fn of(model: &'m Model, schedule: &Schedule) -> Result<Self> {
         let archive = model.archive();
-        let schedule = cmf_loader::Schedule::of(archive);
-        let steps = schedule.segment_steps();
+        let (all_steps, steps) = (Schedule::of(archive).segment_steps(), schedule.segment_steps());
         let limit = archive.limits().decoded_segment_bytes;
         let (mut segments, mut all) = (Vec::new(), Vec::new());
         for segment in archive.segments() {
             let start = segment.record().offset.get();
             let about = || format!("{}: segment {}", model.path().display(), segment.index());
             let groups = segment.chunk_groups().map_err(|e| Error::new(ErrorKind::Corrupt, about(), e))?;
-            let step = steps.get(segment.index() as usize).copied().flatten().unwrap_or(0);
+            let of = |steps: &[Option<usize>]| steps.get(segment.index() as usize).copied().flatten();
+            // What no unit needs at all, as attributes, is for every model.
+            let step = of(&steps).unwrap_or(if of(&all_steps).is_some() { NEVER } else { 0 });
             for index in groups.indices() {
                 let bytes = groups.bytes(index);
                 if bytes.end - bytes.start > limit {

@@ -19,16 +19,21 @@ pub struct Http {
 impl Http {
     /// The file at `url`; nothing is asked for yet.
     pub fn new(url: &str, options: &FetchOptions) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(options.stall))
-            .timeout_recv_response(Some(options.stall))
-            .timeout_per_read(Some(options.stall))
-            .max_idle_connections_per_host(options.connections)
-            .user_agent(concat!("cmf/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { url: url.to_owned(), agent: config.into() }
+        Self { url: url.to_owned(), agent: agent(options, true) }
     }
+}
+
+/// The client; `redirects` says whether it follows them.
+pub(crate) fn agent(options: &FetchOptions, redirects: bool) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(options.stall))
+        .timeout_recv_response(Some(options.stall))
+        .timeout_per_read(Some(options.stall))
+        .max_idle_connections_per_host(options.connections)
+        .user_agent(concat!("cmf/", env!("CARGO_PKG_VERSION")));
+    let config = if redirects { config } else { config.max_redirects(0) };
+    config.build().into()
 }
 
 impl Remote for Http {

@@ -33,16 +33,28 @@
 //! [`FetchOptions::stall`] counts as a failure. A server that answers ranges with the whole file is
 //! read in one stream.
 //!
-//! [`Remote`] is what a fetch needs of a source; [`Http`] is the one that is here.
+//! # Sources
+//!
+//! [`Remote`] is what a fetch needs of a source: [`Http`] (servers), [`Memory`] (bytes in memory), and with
+//! the feature `object-store` `Object` (buckets of S3, GCS and Azure, local files). [`open`] chooses by the
+//! address.
 
+mod address;
 mod error;
 mod fetch;
 mod groups;
 mod http;
+mod memory;
+#[cfg(feature = "object-store")]
+mod object;
 mod queue;
 mod remote;
 
+pub use address::{is_address, open};
 pub use error::{Error, ErrorKind, Result};
 pub use fetch::{Fetch, FetchOptions, Progress};
 pub use http::Http;
+pub use memory::Memory;
+#[cfg(feature = "object-store")]
+pub use object::Object;
 pub use remote::{Body, Failure, Remote};

@@ -94,6 +94,11 @@ impl Queue {
         self.have_bytes >= self.wanted_bytes && self.has(self.wanted)
     }
 
+    /// Whether all of the file is here.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.states.iter().all(|state| *state == State::Here)
+    }
+
     /// Whether group `index` is here.
     pub(crate) fn is_here(&self, index: usize) -> bool {
         self.states.get(index) == Some(&State::Here)

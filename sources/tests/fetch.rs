@@ -1,67 +1,19 @@
 //! Fetching from servers that do wrong: what is kept is what has its hash, and all of it comes.
 
+mod model;
+#[allow(dead_code, reason = "each test file uses its part of it")]
 mod server;
 
-use cmf_format::encoding::dense;
-use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
-use cmf_format::{ArchiveBuilder, DType, WriteOptions};
 use cmf_loader::resident::ResidentOptions;
-use cmf_loader::{Budget, Levels, Model};
-use cmf_sources::{ErrorKind, Fetch, FetchOptions, Http, Progress, Result};
+use cmf_loader::{Budget, Levels, Model, Want};
+use cmf_sources::{ErrorKind, Fetch, Http, Progress, Result};
+use model::{model, options};
 use server::{Answer, Server};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
-
-const MATRICES: u64 = 6;
-
-/// Six matrices of three levels of 40 KB, with chunk groups of 4 KiB.
-fn model(seed: u32) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error>> {
-    let mut state = seed;
-    let mut builder =
-        ArchiveBuilder::new(WriteOptions { chunk_group_bytes: 4096, ..WriteOptions::default() });
-    builder.attribute("config.json", "application/json", vec![b' '; 3000]);
-    for matrix in 0..MATRICES {
-        let unit = |level: u16, state: &mut u32| {
-            let values: Vec<f32> = (0..100 * 100)
-                .map(|_| {
-                    *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (*state >> 16) as f32
-                })
-                .collect();
-            let node = dense::pack_values(DType::F32, 100, 100, &values)?.into();
-            let terms = vec![TermEntry { row_start: 0, col_start: 0, optional: false, node }];
-            Ok::<_, cmf_format::Error>(UnitEntry { level, row_start: 0, rows: 100, terms })
-        };
-        let units = vec![unit(0, &mut state)?, unit(1, &mut state)?, unit(2, &mut state)?];
-        builder.tensor(TensorEntry {
-            name: format!("layer.{matrix}"),
-            dtype: DType::F32,
-            shape: vec![100, 100],
-            content: Content::Matrices(vec![MatrixEntry {
-                rows: 100,
-                cols: 100,
-                units,
-                ..MatrixEntry::default()
-            }]),
-        });
-    }
-    Ok(builder.to_vec()?)
-}
-
-fn options() -> FetchOptions {
-    FetchOptions {
-        connections: 3,
-        request_bytes: 50_000,
-        stall: Duration::from_millis(300),
-        pause: Duration::from_millis(2),
-        attempts: 12,
-        ..FetchOptions::default()
-    }
-}
 
 fn begin(server: &Server, target: &Path) -> Result<Fetch> {
     Fetch::begin(Box::new(Http::new(&server.url, &options())), target, options())
@@ -302,5 +254,23 @@ fn a_budget_gets_its_own_bytes() -> Outcome {
     let model = Model::open(part)?;
     let resident = model.resident(Budget::Minimum)?;
     assert!(resident.set_budget(Budget::Maximum).is_err(), "what did not come is not believed");
+    Ok(())
+}
+
+#[test]
+fn a_part_of_a_model_gets_its_own_bytes() -> Outcome {
+    let (dir, file) = (tempfile::tempdir()?, model(1)?);
+    let server = Server::new(file.clone(), |_, _| Answer::Good)?;
+    let mut fetch = begin(&server, &dir.path().join("model.cmf"))?;
+    fetch.want(&|name| if name == "layer.2" { Want::Budget } else { Want::Never })?;
+    assert_eq!(fetch.schedule().steps(), 3);
+    fetch.run(&|_| {})?;
+    assert_eq!(fetch.arrived(), Some(3));
+    assert!(server.sent() < file.len() as u64 / 3, "{} of {}", server.sent(), file.len());
+    let part = fetch.part().to_owned();
+    assert_eq!(fetch.finish().err().map(|e| e.kind()), Some(ErrorKind::Busy));
+    let model = Model::open(part)?;
+    assert!(model.tensor("layer.2").ok_or("missing")?.verify().is_ok());
+    assert!(model.tensor("layer.3").ok_or("missing")?.verify().is_err());
     Ok(())
 }

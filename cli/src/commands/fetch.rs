@@ -1,10 +1,11 @@
 //! `cmf fetch`
 
 use crate::progress::{Bar, Unit};
+use crate::wanted::Patterns;
 use crate::{Answer, print, size, text};
 use anyhow::bail;
-use cmf_loader::Budget;
-use cmf_sources::{Fetch, FetchOptions, Http};
+use cmf_loader::{Budget, Want};
+use cmf_sources::{Fetch, FetchOptions};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,10 +17,12 @@ under the budgets that have come.
 
 Examples:
   cmf fetch https://example.com/model.cmf -o model.cmf
-  cmf fetch https://example.com/model.cmf -o model.cmf --budget 90MiB"
+  cmf fetch https://example.com/model.cmf -o model.cmf --budget 90MiB
+  cmf fetch s3://bucket/model.cmf -o model.cmf"
 )]
 pub(crate) struct Args {
-    /// Where the file is: http:// or https://
+    /// Where the file is: http://, https://; in builds with object stores s3://, gs://, az://, file://,
+    /// with the credentials of the environment
     url: String,
     /// Where it goes; it grows as OUT.part
     #[arg(short, long, value_name = "OUT")]
@@ -27,6 +30,9 @@ pub(crate) struct Args {
     /// Only what a model under this budget needs: 90MiB, 2bpw, min, max or auto
     #[arg(short, long, value_name = "SIZE", default_value = "max")]
     budget: String,
+    /// Only tensors of this name; * is any text, ? any character
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
     /// Requests at a time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
@@ -55,22 +61,24 @@ struct Report {
 
 /// Whether `path` is an address of a file on a server.
 pub(crate) fn is_url(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| text.starts_with("http://") || text.starts_with("https://"))
+    path.to_str().is_some_and(cmf_sources::is_address)
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    if !is_url(Path::new(&args.url)) {
-        bail!("{}: expected an address that begins with http:// or https://", args.url);
-    }
     if args.output.exists() && !args.force {
         bail!("{}: exists; --force replaces it", args.output.display());
     }
     let started = Instant::now();
     let options = FetchOptions { connections: args.connections.into(), ..FetchOptions::default() };
-    let remote = Http::new(&args.url, &options);
-    let fetch = Fetch::begin(Box::new(remote), &args.output, options)?;
-    let units = fetch.model().plan(Budget::parse(&args.budget)?)?.units();
-    let complete = units == fetch.model().schedule()?.steps();
+    let remote = cmf_sources::open(&args.url, &options)?;
+    let mut fetch = Fetch::begin(remote, &args.output, options)?;
+    let only = Patterns::new(&args.only);
+    if !only.is_empty() {
+        only.check(fetch.model().tensors().map(|tensor| tensor.name()).collect::<Vec<_>>().into_iter())?;
+        fetch.want(&|name| only.want(name, Want::Budget, Want::Never))?;
+    }
+    let units = fetch.schedule().plan(Budget::parse(&args.budget)?)?.units();
+    let complete = only.is_empty() && units == fetch.schedule().steps();
     fetch.limit(units);
     let bar = Bar::new(args.quiet, Unit::Bytes);
     fetch.run(&|progress| bar.set("fetching", progress.have_bytes, progress.wanted_bytes))?;

@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// A header that object stores send.
+const MODIFIED: &str = "last-modified: Tue, 24 Nov 2026 12:00:00 GMT";
+
 /// What the server does with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -41,6 +44,8 @@ struct State {
     choose: Choose,
     requests: AtomicUsize,
     sent: AtomicU64,
+    /// The last request as it came: its line and its headers.
+    last: Mutex<String>,
 }
 
 pub(crate) struct Server {
@@ -60,6 +65,7 @@ impl Server {
             choose: Box::new(choose),
             requests: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
+            last: Mutex::default(),
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -82,6 +88,16 @@ impl Server {
         self.state.sent.load(Ordering::Relaxed)
     }
 
+    /// Its address without a path.
+    pub(crate) fn host(&self) -> &str {
+        self.url.trim_end_matches("/model.cmf")
+    }
+
+    /// The last request as it came: its line and its headers.
+    pub(crate) fn last(&self) -> String {
+        self.state.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn requests(&self) -> usize {
         self.state.requests.load(Ordering::Relaxed)
     }
@@ -90,12 +106,13 @@ impl Server {
 /// Answers one request; whether the connection goes on.
 fn serve(state: &State, stream: &TcpStream) -> std::io::Result<bool> {
     let mut reader = BufReader::new(stream);
-    let (mut line, mut asked) = (String::new(), None);
+    let (mut line, mut asked, mut head) = (String::new(), None, String::new());
     loop {
         line.clear();
         if reader.read_line(&mut line)? == 0 {
             return Ok(false);
         }
+        head += &line;
         let lower = line.trim().to_ascii_lowercase();
         if let Some(range) = lower.strip_prefix("range: bytes=") {
             let (start, last) = range.split_once('-').unwrap_or(("0", "0"));
@@ -105,6 +122,7 @@ fn serve(state: &State, stream: &TcpStream) -> std::io::Result<bool> {
             break;
         }
     }
+    *state.last.lock().unwrap_or_else(PoisonError::into_inner) = head;
     let (file, tag) = state.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let length = file.len() as u64;
     let (start, end) = asked.unwrap_or((0, length));
@@ -134,7 +152,7 @@ fn serve(state: &State, stream: &TcpStream) -> std::io::Result<bool> {
         Answer::Whole => write!(out, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\netag: {tag}\r\n\r\n")?,
         _ => write!(
             out,
-            "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{length}\r\netag: {tag}\r\n\r\n",
+            "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{length}\r\netag: {tag}\r\n{MODIFIED}\r\n\r\n",
             body.len(),
             sent.start,
             sent.end.saturating_sub(1),

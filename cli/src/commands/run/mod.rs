@@ -8,6 +8,7 @@ mod stream;
 use crate::Answer;
 use crate::commands::fetch::is_url;
 use crate::device::{Device, Gpu};
+use crate::wanted::Patterns;
 use anyhow::{Context, bail};
 use cmf_candle::generate::Generator;
 use cmf_candle::llama::Llama;
@@ -15,13 +16,14 @@ use cmf_candle::moving::Moving;
 use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
 use cmf_candle::{Card, cut};
-use cmf_loader::resident::Resident;
 use cmf_loader::resident::pressure::Pressure;
-use cmf_loader::{Budget, Model};
+use cmf_loader::resident::{Resident, ResidentOptions, WantOf};
+use cmf_loader::{Budget, Model, Want};
 use picture::Picture;
 use session::{Session, message};
 use std::io::BufRead;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(clap::Args)]
@@ -42,6 +44,9 @@ pub(crate) struct Args {
     /// that the system has left
     #[arg(short, long, value_name = "SIZE", default_value = "max")]
     budget: String,
+    /// Hold tensors of this name whole whatever the budget; * is any text, ? any character
+    #[arg(long, value_name = "PATTERN")]
+    pin: Vec<String>,
     /// Most tokens of an answer
     #[arg(short = 'n', long, default_value_t = 256)]
     tokens: usize,
@@ -98,10 +103,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         false => {
             let model = Model::open(&args.file)?;
             let card = cut::card(&model)?;
-            talk(args, gpu, &card, model.resident(budget)?, sampling, None)?;
+            talk(args, gpu, &card, model.resident_with(budget, options(args, &model)?)?, sampling, None)?;
         }
     }
     Ok(Answer::Yes)
+}
+
+/// What is held whatever the budget.
+fn options(args: &Args, model: &Model) -> anyhow::Result<ResidentOptions> {
+    let pinned = Patterns::new(&args.pin);
+    pinned.check(model.tensors().map(|tensor| tensor.name()).collect::<Vec<_>>().into_iter())?;
+    let want: WantOf = Arc::new({
+        let pinned = pinned.clone();
+        move |name: &str| pinned.want(name, Want::Always, Want::Budget)
+    });
+    Ok(ResidentOptions { want: (!pinned.is_empty()).then_some(want), ..ResidentOptions::default() })
 }
 
 /// What goes on beside a conversation, on a thread of its own, until the flag is set.

@@ -1,15 +1,14 @@
 //! A model that is still coming from a server.
 
-use super::{Args, talk};
+use super::{Args, options, talk};
 use crate::device::Gpu;
 use anyhow::Context;
 use cmf_candle::cut;
 use cmf_candle::moving::Moving;
 use cmf_candle::sample::Sampling;
 use cmf_format::hash::hash;
-use cmf_loader::resident::ResidentOptions;
 use cmf_loader::{Budget, Model};
-use cmf_sources::{Fetch, FetchOptions, Http};
+use cmf_sources::{Fetch, FetchOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,18 +24,22 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
     if target.exists() {
         let model = Model::open(&target)?;
         let card = cut::card(&model)?;
-        return talk(args, gpu, &card, model.resident(budget)?, sampling, None);
+        return talk(args, gpu, &card, model.resident_with(budget, options(args, &model)?)?, sampling, None);
     }
-    let options = FetchOptions::default();
-    let fetch = Fetch::begin(Box::new(Http::new(url, &options)), &target, options)?;
-    let required = fetch.model().schedule()?.required_steps();
-    fetch.limit(fetch.model().plan(budget)?.units());
+    let fetching = FetchOptions::default();
+    let mut fetch = Fetch::begin(cmf_sources::open(url, &fetching)?, &target, fetching)?;
+    let options = options(args, fetch.model())?;
+    if let Some(want) = &options.want {
+        fetch.want(&|name| want(name))?;
+    }
+    let required = fetch.schedule().required_steps();
+    fetch.limit(fetch.schedule().plan(budget)?.units());
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let fetching = scope.spawn(|| fetch.run(&|_| {}));
         let talked = fetch.wait_beyond(required.checked_sub(1)).filter(|arrived| *arrived >= required).map(
             |arrived| {
                 let card = cut::card(fetch.model())?;
-                let resident = fetch.model().resident_of(budget, ResidentOptions::default(), arrived)?;
+                let resident = fetch.model().resident_of(budget, options.clone(), arrived)?;
                 talk(args, gpu, &card, resident, sampling, Some(&|moving, done| refine(&fetch, moving, done)))
             },
         );
