@@ -12,8 +12,15 @@ pub trait Held: Weights + Send {
     /// The plan that is in force.
     fn plan(&self) -> Plan;
 
+    /// Keeps the plan that is in force for this thread, whatever plans come, until what this gives is dropped.
+    /// `None` when plans can come into force between passes alone.
+    fn pin(&self) -> Option<Pin<'_>> {
+        None
+    }
+
     /// Makes ready for another plan, while readers go on, and gives what brings it into force, which is
-    /// called when no pass is under way. If that is not called, or fails, the plan before stays.
+    /// called when no pass is under way that has not pinned its own. If that is not called, or fails, the plan
+    /// before stays.
     ///
     /// # Errors
     /// `BadArgument` for the plan of another model, `BadModel` for units that cannot be opened,
@@ -29,6 +36,9 @@ pub trait Held: Weights + Send {
     }
 }
 
+/// Keeps a plan for a thread.
+pub type Pin<'p> = Box<dyn Send + 'p>;
+
 /// Brings a plan into force.
 pub type Install<'p> = Box<dyn FnOnce() -> Result<()> + 'p>;
 
@@ -36,12 +46,15 @@ pub type Install<'p> = Box<dyn FnOnce() -> Result<()> + 'p>;
 /// changes.
 ///
 /// A pass through the model (a token, or a part of a prompt) sees one plan from its first layer to its
-/// last. Changes may be asked for at any time and from any thread; they come into force between
-/// passes, and memory that a smaller budget takes is given back after the pass that still reads it.
+/// last, and is made by one thread. Changes may be asked for at any time and from any thread, and on the CPU
+/// no pass waits for them: a pass that begins takes the plan that is in force, and memory that a smaller
+/// budget takes is given back after the last pass that still reads it. On a GPU changes come into force
+/// between passes.
 pub struct Moving<'m> {
     weights: Box<dyn Held + 'm>,
     resident: Resident<'m>,
-    turns: Turns,
+    /// For weights that cannot pin a plan.
+    turns: Option<Turns>,
 }
 
 /// Passes and changes in turn: a change that waits is the next one, however many passes follow each
@@ -91,16 +104,20 @@ impl Turns {
     }
 }
 
-/// A pass: what it reads stays in memory, and stays the same, until it is dropped.
+/// A pass: what this thread reads stays in memory, and stays the same, until it is dropped.
 #[must_use = "a pass lasts as long as this lives"]
 pub struct Pass<'p> {
-    turns: &'p Turns,
+    // In this order: the bytes stay until nothing is read any more.
+    _pin: Option<Pin<'p>>,
+    turns: Option<&'p Turns>,
     _snapshot: Snapshot,
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.turns.end_pass();
+        if let Some(turns) = self.turns {
+            turns.end_pass();
+        }
     }
 }
 
@@ -113,7 +130,8 @@ impl<'m> Moving<'m> {
     /// The weights that `make` makes of what `resident` holds.
     pub fn with(resident: Resident<'m>, make: impl FnOnce(&'m Model, Plan) -> Box<dyn Held + 'm>) -> Self {
         let weights = make(resident.model(), resident.snapshot().plan().clone());
-        Self { weights, resident, turns: Turns::default() }
+        let turns = weights.pin().is_none().then(Turns::default);
+        Self { weights, resident, turns }
     }
 
     /// The weights.
@@ -131,14 +149,18 @@ impl<'m> Moving<'m> {
         self.resident.status()
     }
 
-    /// Begins a pass. While a change waits to come into force, which it does when the passes that are under
-    /// way end, this waits for it.
+    /// Begins a pass of this thread, under the plan that is in force. Where plans come into force between
+    /// passes, this waits while one waits for the passes that are under way.
     pub fn pass(&self) -> Pass<'_> {
-        self.turns.begin_pass();
-        Pass { turns: &self.turns, _snapshot: self.resident.snapshot() }
+        let turns = self.turns.as_ref().inspect(|turns| turns.begin_pass());
+        // In this order: the matrices are of this plan or of a later one, which is smaller or all in memory
+        // already. What a later change takes, it takes when this snapshot is gone.
+        let snapshot = self.resident.snapshot();
+        Pass { _pin: self.weights.pin(), turns, _snapshot: snapshot }
     }
 
-    /// Changes the budget, and returns when memory is as it says.
+    /// Changes the budget, and returns when memory is as it says: a smaller budget waits for the passes
+    /// that are under way, so a thread that is in a pass must end it first.
     ///
     /// # Errors
     /// As [`Resident::set_budget`] and [`Held::prepare`]: what was in force before stays so.
@@ -159,6 +181,9 @@ impl<'m> Moving<'m> {
             return Ok(());
         }
         let install = self.weights.prepare(snapshot.plan().clone())?;
-        self.turns.between(install)
+        match &self.turns {
+            Some(turns) => turns.between(install),
+            None => install(),
+        }
     }
 }

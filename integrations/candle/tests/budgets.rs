@@ -4,6 +4,7 @@ mod common;
 
 use cmf_candle::cut::{self, CutModel};
 use cmf_candle::llama::{Cache, Llama};
+use cmf_candle::moving::Moving;
 use cmf_candle::packed::PackedModel;
 use cmf_candle::weights::{Dense, Weights};
 use cmf_candle::{Config, ErrorKind};
@@ -85,4 +86,35 @@ fn any_number_of_threads_gives_the_same_bits() -> TestResult {
     };
     assert_eq!(run(1)?, run(3)?);
     Ok(())
+}
+
+#[test]
+fn a_pass_keeps_its_plan_and_others_take_the_new_one() -> TestResult {
+    let (_directory, path) = written(&Tiny::new(Kind::Llama, true).progressive())?;
+    let model = Model::open(&path)?;
+    let config = cut::card(&model)?.config().clone();
+    let fresh = |budget| last(&PackedModel::new(&model, model.plan(budget)?), &config, &ids(7));
+    let (most, least) = (fresh(Budget::Maximum)?, fresh(Budget::Minimum)?);
+    assert_ne!(most, least);
+    let moving = Moving::new(model.resident(Budget::Maximum)?);
+    let llama = Llama::load(moving.packed(), &config)?;
+    let logits = || llama.logits(&llama.hidden(&ids(7), &mut Cache::new(&config))?);
+    std::thread::scope(|scope| -> TestResult {
+        let pass = moving.pass();
+        let change = scope.spawn(|| moving.set_budget(Budget::Minimum).map_err(|e| e.to_string()));
+        while moving.resident().snapshot().plan().units() > moving.resident().schedule().required_steps() {
+            std::thread::yield_now();
+        }
+        assert_eq!(logits()?, most, "the pass that was under way");
+        let other = scope.spawn(|| {
+            let _pass = moving.pass();
+            last(moving.packed(), &config, &ids(7)).map_err(|e| e.to_string())
+        });
+        assert_eq!(other.join().map_err(|_| "panicked")??, least, "a pass that began later");
+        assert!(!change.is_finished(), "memory that is read is not given back");
+        drop(pass);
+        assert!(change.join().map_err(|_| "panicked")??.released_bytes > 0);
+        assert_eq!(logits()?, least);
+        Ok(())
+    })
 }

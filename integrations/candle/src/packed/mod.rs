@@ -5,7 +5,7 @@ mod multiply;
 
 use crate::cut::check_expansion;
 use crate::error::{Error, Result};
-use crate::moving::{Held, Install};
+use crate::moving::{Held, Install, Pin};
 use crate::weights::{Linear, MatrixName, Rows, Weights, check_shape, missing};
 use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
@@ -14,14 +14,18 @@ use cmf_loader::{FileSource, Levels, Model, Plan};
 use multiply::Buffers;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{self, ThreadId};
 
 /// A `.cmf` whose matrices stay packed.
 ///
 /// What is resident is a snapshot: [`PackedModel::set_plan`] makes the next one and puts it in the
-/// place of the old one, which lives until the multiplications that use it are done.
+/// place of the old one, which lives until the multiplications that use it are done and no thread has it
+/// pinned.
 pub struct PackedModel<'m> {
     model: &'m Model,
-    snapshot: RwLock<Arc<Snapshot<'m>>>,
+    current: RwLock<Arc<Snapshot<'m>>>,
+    /// What threads have pinned, each for itself.
+    pinned: RwLock<Vec<(ThreadId, Arc<Snapshot<'m>>)>>,
     precision: Precision,
     isa: Isa,
     buffers: Mutex<Buffers>,
@@ -33,6 +37,23 @@ pub struct Prepared<'m>(Snapshot<'m>);
 /// The matrices of a [`PackedModel`] before a change.
 pub struct Replaced<'m> {
     _before: Arc<Snapshot<'m>>,
+}
+
+/// Keeps what a thread multiplies with.
+struct Pinned<'p, 'm> {
+    model: &'p PackedModel<'m>,
+    thread: ThreadId,
+}
+
+impl Drop for Pinned<'_, '_> {
+    fn drop(&mut self) {
+        let mut pinned = self.model.pinned.write().unwrap_or_else(PoisonError::into_inner);
+        let last = pinned.iter().rposition(|(thread, _)| *thread == self.thread);
+        let unpinned = last.map(|last| pinned.remove(last));
+        drop(pinned);
+        // Outside of the lock: this may be the last that holds it.
+        drop(unpinned);
+    }
 }
 
 /// Which units are resident.
@@ -80,7 +101,8 @@ impl<'m> PackedModel<'m> {
     pub fn new(model: &'m Model, plan: Plan) -> Self {
         Self {
             model,
-            snapshot: RwLock::new(Arc::new(Snapshot { plan, slots: Vec::new() })),
+            current: RwLock::new(Arc::new(Snapshot { plan, slots: Vec::new() })),
+            pinned: RwLock::default(),
             precision: Precision::Exact,
             isa: Isa::detect(),
             buffers: Mutex::default(),
@@ -110,7 +132,7 @@ impl<'m> PackedModel<'m> {
     /// # Errors
     /// As [`PackedModel::set_plan`].
     pub fn prepare(&self, plan: Plan) -> Result<Prepared<'m>> {
-        let current = self.snapshot();
+        let current = self.current();
         let slots = current.slots.par_iter().map(|slot| slot.under(&plan));
         let slots = slots.collect::<Result<_>>()?;
         Ok(Prepared(Snapshot { plan, slots }))
@@ -123,15 +145,23 @@ impl<'m> PackedModel<'m> {
     /// As [`PackedModel::set_plan`], for matrices that have come into use since.
     pub fn install(&self, prepared: Prepared<'m>) -> Result<Replaced<'m>> {
         let Prepared(mut next) = prepared;
-        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         for slot in current.slots.get(next.slots.len()..).unwrap_or(&[]) {
             next.slots.push(slot.under(&next.plan)?);
         }
         Ok(Replaced { _before: core::mem::replace(&mut *current, Arc::new(next)) })
     }
 
+    fn current(&self) -> Arc<Snapshot<'m>> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What this thread multiplies with.
     fn snapshot(&self) -> Arc<Snapshot<'m>> {
-        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        let thread = thread::current().id();
+        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner);
+        let own = pinned.iter().rev().find(|(pinned, _)| *pinned == thread);
+        own.map_or_else(|| self.current(), |(_, snapshot)| Arc::clone(snapshot))
     }
 
     /// The matrix of slot `slot` as it is now.
@@ -161,7 +191,7 @@ impl<'m> PackedModel<'m> {
             }
         };
         check_shape(name, &[matrix.rows(), matrix.cols()], &[rows, cols])?;
-        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let same = |slot: &Slot<'_>| {
             slot.matrix.index() == matrix.index()
                 && std::ptr::eq(slot.matrix.archive().source(), matrix.archive().source())
@@ -179,7 +209,13 @@ impl<'m> PackedModel<'m> {
 
 impl<'m> Held for PackedModel<'m> {
     fn plan(&self) -> Plan {
-        self.snapshot().plan.clone()
+        self.current().plan.clone()
+    }
+
+    fn pin(&self) -> Option<Pin<'_>> {
+        let (thread, current) = (thread::current().id(), self.current());
+        self.pinned.write().unwrap_or_else(PoisonError::into_inner).push((thread, current));
+        Some(Box::new(Pinned { model: self, thread }))
     }
 
     fn prepare<'p>(&'p self, plan: Plan) -> Result<Install<'p>> {
