@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use cmf_format::Archive;
 use std::fs::File;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// An open `.cmf` and the files that it refers to.
 ///
@@ -59,6 +59,26 @@ impl Model {
         chain_files: u32,
     ) -> Result<Self> {
         let source = FileSource::new(file, path, options.backend, &options.limits)?;
+        Self::from_source(source, options, chain_files)
+    }
+
+    /// Opens a file that is in memory: embedded in a program, or come by any way. `name` is what it is called
+    /// in errors, and where shards and bases are looked for that [`OpenOptions::references`] does not name.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_bytes(
+        bytes: impl Into<Arc<[u8]>>,
+        name: impl AsRef<Path>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let source = FileSource::of_bytes(bytes.into(), name.as_ref(), &options.limits)?;
+        Self::from_source(source, options, 0)
+    }
+
+    fn from_source(source: FileSource, options: &OpenOptions, chain_files: u32) -> Result<Self> {
+        let path = source.path().to_owned();
+        let path = path.as_path();
         let archive = Archive::parse(source, &options.limits).map_err(|e| Error::format(path, e))?;
         archive.source().check_open_file()?;
         let references = archive.references().len();

@@ -16,6 +16,10 @@ pub enum Backend {
     /// Reads into memory when bytes are needed. For network file systems, directories that
     /// strangers write to, and systems without maps.
     Pread,
+    /// The whole file in memory of this process, read when it is opened: whatever becomes of the file, no
+    /// byte changes. What lies in memory already is opened by
+    /// [`Model::from_bytes`](crate::Model::from_bytes).
+    Memory,
 }
 
 /// Choices for [`Model::open_with`](crate::Model::open_with).

@@ -1,4 +1,4 @@
-//! The bytes of one open file, from a map or read on demand.
+//! The bytes of one open file: from a map, read on demand, or in memory.
 
 use crate::error::{Error, Result};
 use crate::mmap::Map;
@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 type FormatError = cmf_format::Error;
 
@@ -34,18 +34,34 @@ pub struct FileSource {
     path: PathBuf,
     /// `path` whatever the working directory becomes.
     absolute: PathBuf,
-    file: File,
     stamp: Stamp,
     /// Most bytes that are read into memory at once.
     limit_bytes: u64,
     /// Header and directory, in memory of this process: what is checked once stays checked.
     head: Vec<u8>,
-    /// The whole file, with [`Backend::Mmap`].
-    map: Option<Map>,
-    /// What a [`Resident`](crate::Resident) holds, with [`Backend::Pread`].
-    owned: OnceLock<Owned>,
+    bytes: Bytes,
     /// Bytes that were read, as far as this process can count them.
     read_bytes: AtomicU64,
+}
+
+/// Where the bytes are: the only thing in which backends differ.
+#[derive(Debug)]
+enum Bytes {
+    /// The whole file, mapped.
+    Mapped(File, Map),
+    /// In the file; and in memory what a [`Resident`](crate::Resident) holds of it.
+    Read(File, OnceLock<Owned>),
+    /// In memory.
+    Memory(Arc<[u8]>),
+}
+
+impl Bytes {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Bytes::Mapped(file, _) | Bytes::Read(file, _) => Some(file),
+            Bytes::Memory(_) => None,
+        }
+    }
 }
 
 /// Pages of the file in memory of this process.
@@ -60,6 +76,40 @@ impl Owned {
     fn covers(&self, range: &Range<u64>) -> bool {
         self.runs.read().unwrap_or_else(PoisonError::into_inner).covers(range)
     }
+
+    /// Reads bytes `range` of `file` to their place.
+    #[cfg(target_os = "linux")]
+    fn own(&self, file: &File, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
+        self.map.own(place, |out| read_exact_at(file, out, range.start))?;
+        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut more = Runs::default();
+        more.push(range);
+        *runs = runs.plus(&more);
+        Ok(())
+    }
+
+    /// Frees the memory of bytes `range`.
+    #[cfg(target_os = "linux")]
+    fn disown(&self, file: &File, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
+        // First nothing is borrowed from there any more.
+        let mut less = Runs::default();
+        less.push(range);
+        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        *runs = runs.minus(&less);
+        // Readers of what stays do not wait for what goes.
+        drop(runs);
+        self.map.disown(place, file)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn own(&self, _: &File, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn disown(&self, _: &File, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl FileSource {
@@ -73,40 +123,54 @@ impl FileSource {
             return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem)));
         }
         let stamp = Stamp::of(&metadata);
-        let size = |bytes: u64| {
-            usize::try_from(bytes).map_err(|_| {
-                let problem = format!("{bytes} bytes do not fit the address space");
-                Error::format(path, FormatError::new(ErrorKind::Limit, "file", problem))
-            })
+        let size = |bytes| size(path, bytes);
+        let read = |out: &mut [u8], offset| read_exact_at(&file, out, offset).map_err(io);
+        let head = head(path, stamp.bytes, limits, &read)?;
+        let bytes = match backend {
+            Backend::Mmap => {
+                let map = Map::new(&file, size(stamp.bytes)?).map_err(io)?;
+                Bytes::Mapped(file, map)
+            }
+            Backend::Pread => Bytes::Read(file, OnceLock::new()),
+            Backend::Memory => {
+                let (mut all, length) = (Vec::new(), size(stamp.bytes)?);
+                all.try_reserve_exact(length).map_err(|e| io(std::io::Error::other(e)))?;
+                all.resize(length, 0);
+                read(&mut all, 0)?;
+                // Nobody wrote to it meanwhile, as far as its time tells.
+                if let Some(change) = stamp.change(&Stamp::of(&file.metadata().map_err(io)?)) {
+                    return Err(Error::changed(path, change));
+                }
+                Bytes::Memory(all.into())
+            }
         };
-        let mut head = vec![0; size(FIRST_READ_BYTES.min(stamp.bytes))?];
-        read_exact_at(&file, &mut head, 0).map_err(io)?;
-        let head_bytes = Archive::<FileSource>::head_bytes(&head, stamp.bytes, limits)
-            .map_err(|e| Error::format(path, e))?;
-        // A new buffer is zero without being written to; growing the old one would write it twice.
-        let mut whole = vec![0; size(head_bytes)?];
-        let read = head.get(..head.len().min(whole.len())).unwrap_or(&[]);
-        let (start, rest) = whole.split_at_mut(read.len());
-        start.copy_from_slice(read);
-        read_exact_at(&file, rest, read.len() as u64).map_err(io)?;
-        let map = match backend {
-            Backend::Mmap => Some(Map::new(&file, size(stamp.bytes)?).map_err(io)?),
-            Backend::Pread => None,
+        Ok(Self::with(path, stamp, limits, head, bytes))
+    }
+
+    /// A file that is in memory, called `path`.
+    pub(crate) fn of_bytes(bytes: Arc<[u8]>, path: &Path, limits: &Limits) -> Result<Self> {
+        let stamp = Stamp::of_bytes(bytes.len() as u64);
+        let read = |out: &mut [u8], offset: u64| {
+            let part = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)?.get(..out.len()));
+            out.copy_from_slice(
+                part.ok_or_else(|| Error::io(path, std::io::ErrorKind::UnexpectedEof.into()))?,
+            );
+            Ok(())
         };
-        let limit_bytes = limits.decoded_segment_bytes;
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let (owned, read_bytes) = (OnceLock::new(), AtomicU64::new(0));
-        Ok(Self {
+        let head = head(path, stamp.bytes, limits, &read)?;
+        Ok(Self::with(path, stamp, limits, head, Bytes::Memory(bytes)))
+    }
+
+    fn with(path: &Path, stamp: Stamp, limits: &Limits, head: Vec<u8>, bytes: Bytes) -> Self {
+        Self {
             path: path.to_owned(),
-            absolute,
-            file,
+            absolute: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             stamp,
-            limit_bytes,
-            head: whole,
-            map,
-            owned,
-            read_bytes,
-        })
+            limit_bytes: limits.decoded_segment_bytes,
+            head,
+            bytes,
+            read_bytes: AtomicU64::new(0),
+        }
     }
 
     /// The path that it was opened by.
@@ -116,17 +180,19 @@ impl FileSource {
 
     /// Which backend reads it.
     pub fn backend(&self) -> Backend {
-        match self.map {
-            Some(_) => Backend::Mmap,
-            None => Backend::Pread,
+        match self.bytes {
+            Bytes::Mapped(..) => Backend::Mmap,
+            Bytes::Read(..) => Backend::Pread,
+            Bytes::Memory(_) => Backend::Memory,
         }
     }
 
-    /// Bytes `range`, borrowed from the map or from what is held; `None` without either.
+    /// Bytes `range`, borrowed from where they are in memory; `None` where they must be read.
     pub(crate) fn mapped(&self, range: Range<u64>) -> Option<&[u8]> {
-        let bytes = match &self.map {
-            Some(map) => map.bytes(),
-            None => self.owned.get().filter(|owned| owned.covers(&range))?.map.bytes(),
+        let bytes = match &self.bytes {
+            Bytes::Mapped(_, map) => map.bytes(),
+            Bytes::Read(_, owned) => owned.get().filter(|owned| owned.covers(&range))?.map.bytes(),
+            Bytes::Memory(bytes) => bytes,
         };
         bytes.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
     }
@@ -140,7 +206,8 @@ impl FileSource {
 
     /// Prepares for [`FileSource::hold`].
     pub(crate) fn prepare(&self) -> cmf_format::Result<()> {
-        if self.map.is_some() || self.owned.get().is_some() {
+        let Bytes::Read(file, owned) = &self.bytes else { return Ok(()) };
+        if owned.get().is_some() {
             return Ok(());
         }
         if cfg!(not(target_os = "linux")) {
@@ -148,8 +215,8 @@ impl FileSource {
             return Err(FormatError::new(ErrorKind::Unsupported, "file", problem));
         }
         let bytes = usize::try_from(self.stamp.bytes).unwrap_or(usize::MAX);
-        let map = Map::new(&self.file, bytes).map_err(|e| failed(0, e))?;
-        let _ = self.owned.set(Owned { map, runs: RwLock::default() });
+        let map = Map::new(file, bytes).map_err(|e| failed(0, e))?;
+        let _ = owned.set(Owned { map, runs: RwLock::default() });
         Ok(())
     }
 
@@ -158,10 +225,13 @@ impl FileSource {
         let (range, place) = self.place(range)?;
         let bytes = range.end.saturating_sub(range.start);
         self.check_length(range.start)?;
-        let result = match (&self.map, self.owned.get()) {
-            (Some(map), _) => map.hold(place),
-            (None, Some(owned)) => self.own(owned, range.clone(), place),
-            (None, None) => return Ok(()),
+        let result = match &self.bytes {
+            Bytes::Mapped(_, map) => map.hold(place),
+            Bytes::Read(file, owned) => match owned.get() {
+                Some(owned) => owned.own(file, range.clone(), place),
+                None => return Ok(()),
+            },
+            Bytes::Memory(_) => return Ok(()),
         };
         result.map_err(|e| failed(range.start, e))?;
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -172,51 +242,24 @@ impl FileSource {
     /// [`FileSource::hold`].
     pub(crate) fn release(&self, range: Range<u64>) -> cmf_format::Result<()> {
         let (range, place) = self.place(range)?;
-        let result = match (&self.map, self.owned.get()) {
-            (Some(map), _) => map.release(place),
-            (None, Some(owned)) => self.disown(owned, range.clone(), place),
-            (None, None) => return Ok(()),
+        let result = match &self.bytes {
+            Bytes::Mapped(_, map) => map.release(place),
+            Bytes::Read(file, owned) => match owned.get() {
+                Some(owned) => owned.disown(file, range.clone(), place),
+                None => return Ok(()),
+            },
+            Bytes::Memory(_) => return Ok(()),
         };
         result.map_err(|e| failed(range.start, e))
     }
 
     /// Leaves it to the system again which pages are in memory.
     pub(crate) fn forget(&self) {
-        let _ = match (&self.map, self.owned.get()) {
-            (Some(map), _) => map.forget(),
-            (None, Some(_)) => return drop(self.release(0..self.stamp.bytes)),
-            (None, None) => Ok(()),
-        };
-    }
-
-    #[cfg(target_os = "linux")]
-    fn own(&self, owned: &Owned, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
-        owned.map.own(place, |out| read_exact_at(&self.file, out, range.start))?;
-        let mut runs = owned.runs.write().unwrap_or_else(PoisonError::into_inner);
-        let mut more = Runs::default();
-        more.push(range);
-        *runs = runs.plus(&more);
-        Ok(())
-    }
-
-    #[cfg(target_os = "linux")]
-    fn disown(&self, owned: &Owned, range: Range<u64>, place: Range<usize>) -> std::io::Result<()> {
-        // First nothing is borrowed from there any more.
-        let mut less = Runs::default();
-        less.push(range);
-        let mut runs = owned.runs.write().unwrap_or_else(PoisonError::into_inner);
-        *runs = runs.minus(&less);
-        owned.map.disown(place, &self.file)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn own(&self, _: &Owned, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::Unsupported.into())
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn disown(&self, _: &Owned, _: Range<u64>, _: Range<usize>) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::Unsupported.into())
+        match &self.bytes {
+            Bytes::Mapped(_, map) => drop(map.forget()),
+            Bytes::Read(..) => drop(self.release(0..self.stamp.bytes)),
+            Bytes::Memory(_) => {}
+        }
     }
 
     /// `range` as far as the file goes, also as places in memory.
@@ -242,7 +285,11 @@ impl FileSource {
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> cmf_format::Result<()> {
         self.read_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
-        read_exact_at(&self.file, out, offset).map_err(|e| failed(offset, e))
+        // What is in memory is borrowed.
+        let Some(file) = self.bytes.file() else {
+            return Err(failed(offset, std::io::ErrorKind::UnexpectedEof.into()));
+        };
+        read_exact_at(file, out, offset).map_err(|e| failed(offset, e))
     }
 
     /// An error of this file: of kind `Changed` when reading failed and the file is another one
@@ -262,6 +309,9 @@ impl FileSource {
     /// Whether the open file is as it was, and still is what its path leads to.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         self.check_open_file()?;
+        if self.bytes.file().is_none() {
+            return Ok(());
+        }
         match std::fs::metadata(&self.absolute) {
             Ok(metadata) => match self.stamp.change(&Stamp::of(&metadata)) {
                 Some(change) => Err(Error::changed(&self.path, change)),
@@ -276,7 +326,7 @@ impl FileSource {
 
     /// How the open file, wherever it is now, differs from when it was opened.
     fn change(&self) -> Option<String> {
-        match self.file.metadata() {
+        match self.bytes.file()?.metadata() {
             Ok(metadata) => self.stamp.change(&Stamp::of(&metadata)),
             Err(e) => Some(e.to_string()),
         }
@@ -284,7 +334,8 @@ impl FileSource {
 
     /// Before mapped bytes are touched: that they are still there.
     fn check_length(&self, offset: u64) -> cmf_format::Result<()> {
-        let found = self.file.metadata().map_err(|e| failed(offset, e))?.len();
+        let Some(file) = self.bytes.file() else { return Ok(()) };
+        let found = file.metadata().map_err(|e| failed(offset, e))?.len();
         if found >= self.stamp.bytes {
             return Ok(());
         }
@@ -314,7 +365,7 @@ impl Source for FileSource {
     }
 
     fn borrows(&self) -> bool {
-        self.map.is_some()
+        matches!(self.bytes, Bytes::Mapped(..) | Bytes::Memory(_))
     }
 
     fn read(&self, offset: u64, bytes: u64) -> cmf_format::Result<Cow<'_, [u8]>> {
@@ -343,10 +394,10 @@ impl Source for FileSource {
         visit: &mut dyn FnMut(&[u8]) -> cmf_format::Result<()>,
     ) -> cmf_format::Result<()> {
         let range = self.range(offset, bytes)?;
-        let part_bytes = if self.map.is_some() { VISIT_MAP_BYTES } else { VISIT_READ_BYTES };
+        let part_bytes = if self.borrows() { VISIT_MAP_BYTES } else { VISIT_READ_BYTES };
         let parts = range.clone().step_by(part_bytes as usize);
         let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(part_bytes)));
-        if let Some(map) = &self.map {
+        if let Bytes::Mapped(_, map) = &self.bytes {
             return parts.try_for_each(|part| {
                 let bytes = self.mapped(part.clone()).unwrap_or(&[]);
                 map.populate(part.start as usize..part.end as usize).map_err(|e| failed(part.start, e))?;
@@ -366,6 +417,33 @@ impl Source for FileSource {
         VISIT_BUFFER.set(buffer);
         result
     }
+}
+
+fn size(path: &Path, bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).map_err(|_| {
+        let problem = format!("{bytes} bytes do not fit the address space");
+        Error::format(path, FormatError::new(ErrorKind::Limit, "file", problem))
+    })
+}
+
+/// Header and directory of a file of `file_bytes` bytes, which `read` reads from an offset on.
+fn head(
+    path: &Path,
+    file_bytes: u64,
+    limits: &Limits,
+    read: &dyn Fn(&mut [u8], u64) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let mut first = vec![0; size(path, FIRST_READ_BYTES.min(file_bytes))?];
+    read(&mut first, 0)?;
+    let head_bytes = Archive::<FileSource>::head_bytes(&first, file_bytes, limits);
+    let head_bytes = head_bytes.map_err(|e| Error::format(path, e))?;
+    // A new buffer is zero without being written to; growing the old one would write it twice.
+    let mut whole = vec![0; size(path, head_bytes)?];
+    let there = first.get(..first.len().min(whole.len())).unwrap_or(&[]);
+    let (start, rest) = whole.split_at_mut(there.len());
+    start.copy_from_slice(there);
+    read(rest, there.len() as u64)?;
+    Ok(whole)
 }
 
 fn failed(offset: u64, error: std::io::Error) -> FormatError {

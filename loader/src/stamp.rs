@@ -18,6 +18,11 @@ impl Stamp {
         Self { bytes: metadata.len(), modified: metadata.modified().ok(), id: id(metadata) }
     }
 
+    /// That of a file in memory.
+    pub(crate) fn of_bytes(bytes: u64) -> Self {
+        Self { bytes, modified: None, id: None }
+    }
+
     /// How the file that had this stamp, and has `now`, was changed; `None` when it was not.
     pub(crate) fn change(&self, now: &Stamp) -> Option<String> {
         if self.id != now.id {

@@ -12,7 +12,7 @@ fn kind<T>(result: Result<T, Error>) -> Option<ErrorKind> {
 }
 
 fn each_backend(check: impl Fn(Model, &Path) -> Outcome) -> Outcome {
-    for backend in BACKENDS {
+    for backend in FILES {
         let (_dir, path) = sample_file()?;
         check(Model::open_with(&path, &options(backend))?, &path)?;
     }

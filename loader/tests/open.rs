@@ -5,7 +5,7 @@ mod common;
 use cmf_format::encoding::dense;
 use cmf_format::write::MatrixEntry;
 use cmf_format::{ArchiveBuilder, DType, Limits};
-use cmf_loader::{Backend, Error, ErrorKind, Model, OpenOptions};
+use cmf_loader::{Backend, Error, ErrorKind, Levels, Model, OpenOptions};
 use common::*;
 
 fn open_bytes(bytes: &[u8], backend: Backend) -> Fallible<Result<Model, Error>> {
@@ -162,5 +162,23 @@ fn opening_and_listing_touch_no_payload() -> Outcome {
     )?;
     let kilobytes = resident_kilobytes(&path)?.ok_or("not mapped")?;
     assert!(0 < kilobytes && kilobytes < 16 * 1024, "{kilobytes} kB");
+    Ok(())
+}
+
+#[test]
+fn bytes_in_memory_are_a_file() -> Outcome {
+    let (dir, path) = sample_file()?;
+    let file = Model::open(&path)?;
+    let model = Model::from_bytes(std::fs::read(&path)?, "sample", &OpenOptions::default())?;
+    // Whatever becomes of the file.
+    dir.close()?;
+    assert_eq!((model.backend(), model.identity()), (Backend::Memory, file.identity()));
+    model.check_unchanged()?;
+    for tensor in model.tensors().filter(|tensor| tensor.name() != "partly.known") {
+        let values = decoded(&model, tensor.name(), Levels::All)?;
+        assert_eq!(bits(&values), bits(&decoded(&file, tensor.name(), Levels::All)?));
+    }
+    let cut = Model::from_bytes(vec![0; 10], "cut", &OpenOptions::default()).err().ok_or("opened")?;
+    assert!(cut.to_string().starts_with("cut: "), "{cut}");
     Ok(())
 }

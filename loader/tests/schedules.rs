@@ -7,6 +7,8 @@ mod generations;
 
 /// What the loader builds it of, from loom.
 mod sync {
+    pub(crate) use loom::hint::spin_loop;
+    pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, RwLock};
 }
 

@@ -54,6 +54,9 @@ pub fn plan<S: Source>(archive: &Archive<S>, budget: Budget) -> Result<Plan, Bel
 pub enum Want {
     /// Nothing: it is not part of the model that is run.
     Never,
+    /// Nothing until it is asked for, as the experts of a mixture: see
+    /// [`Resident::require`](crate::Resident::require). It is in no plan.
+    Demand,
     /// As much as the budget allows.
     #[default]
     Budget,
@@ -218,9 +221,7 @@ impl FileUnits {
         // In file order.
         for segment in self.segments.iter().filter(|s| s.raw && s.decoded_bytes > 0) {
             if segment.needed as usize <= steps {
-                let end = segment.offset.saturating_add(segment.decoded_bytes);
-                let end = end.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
-                runs.push(segment.offset - segment.offset % page_bytes..end);
+                runs.push(segment.pages(page_bytes));
             }
         }
         runs
@@ -231,6 +232,18 @@ impl FileUnits {
     pub(crate) fn segments(&self, steps: Range<usize>) -> impl Iterator<Item = u32> {
         let all = self.segments.iter().zip(0u32..);
         all.filter(move |(segment, _)| steps.contains(&(segment.needed as usize))).map(|(_, index)| index)
+    }
+
+    /// What is held for `segments`, ascending: the pages of raw ones, and the bytes that the others become.
+    pub(crate) fn held_for(&self, segments: &[u32], page_bytes: u64) -> (Runs, u64) {
+        let (mut runs, mut decoded_bytes) = (Runs::default(), 0u64);
+        for segment in segments.iter().filter_map(|index| self.segments.get(*index as usize)) {
+            match segment.raw {
+                true => runs.push(segment.pages(page_bytes)),
+                false => decoded_bytes = decoded_bytes.saturating_add(segment.decoded_bytes),
+            }
+        }
+        (runs, decoded_bytes)
     }
 
     /// Decoded bytes of the compressed segments of the first `steps` units.

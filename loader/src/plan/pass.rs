@@ -3,6 +3,7 @@
 use super::Want;
 use cmf_format::archive::{Matrix, Node, Unit};
 use cmf_format::{Archive, Compression, Source, wire::HEADER_BYTES};
+use core::ops::Range;
 
 /// The number of steps that never comes.
 pub(super) const NEVER: u32 = u32::MAX;
@@ -17,6 +18,18 @@ pub(super) struct HeldSegment {
     /// First byte in the file.
     pub(super) offset: u64,
     pub(super) decoded_bytes: u64,
+}
+
+impl HeldSegment {
+    /// The pages of the file that it lies on, when it is raw; none when it is empty.
+    pub(super) fn pages(&self, page_bytes: u64) -> Range<u64> {
+        if self.decoded_bytes == 0 {
+            return 0..0;
+        }
+        let end = self.offset.saturating_add(self.decoded_bytes);
+        let end = end.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
+        self.offset - self.offset % page_bytes..end
+    }
 }
 
 /// What one archive holds, in the order of its own schedule.
@@ -61,7 +74,7 @@ impl Pass {
             segments: archive.segments().map(|segment| held(&segment)).collect(),
         };
         let mut walk = Walk { seen: vec![false; archive.nodes().len()], pending: Vec::new() };
-        for matrix in archive.matrices().filter(|m| of_matrix(m.index()) != Want::Never) {
+        for matrix in archive.matrices().filter(|m| of_matrix(m.index()) >= Want::Budget) {
             let bytes = walk.transforms(&matrix, &mut pass.segments);
             pass.overhead_bytes = pass.overhead_bytes.saturating_add(bytes);
         }
@@ -70,7 +83,7 @@ impl Pass {
         walk.seen.fill(false);
         let want_of = |unit: &Unit<'_, S>| of_matrix(unit.record().matrix.get());
         let steps = || archive.schedule().filter_map(|step| Some((step.unit()?, step.expected_loss())));
-        let wanted = || steps().filter(|(unit, _)| want_of(unit) != Want::Never);
+        let wanted = || steps().filter(|(unit, _)| want_of(unit) >= Want::Budget);
         let first = wanted().enumerate().filter(|(_, (unit, _))| unit.level() == 0).last();
         let first = first.map_or(0, |(last, _)| last + 1);
         // What is wanted always comes right behind what every model needs.
@@ -124,7 +137,7 @@ fn elements<S: Source>(archive: &Archive<S>, want: &dyn Fn(u32) -> Want) -> u64 
             continue;
         }
         next_matrix = next_matrix.saturating_add(record.matrix_count.get());
-        let wanted = || tensor.matrices().any(|matrix| want(matrix.index()) != Want::Never);
+        let wanted = || tensor.matrices().any(|matrix| want(matrix.index()) >= Want::Budget);
         if record.matrix_count.get() > 0 && !tensor.is_delta() && wanted() {
             elements = elements.saturating_add(tensor.elements());
         }

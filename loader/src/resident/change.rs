@@ -4,6 +4,7 @@ use super::generations::{Generation, Stopped};
 use super::{Change, Resident, Runs, Snapshot, Status, lock};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::open::Backend;
 use crate::plan::{Budget, Plan, Schedule};
 use crate::source::FileSource;
 use cmf_format::Source;
@@ -16,8 +17,13 @@ use std::sync::Arc;
 const SLICE_BYTES: u64 = 16 << 20;
 /// Slices of the largest change.
 const SLICES: u64 = 64;
-/// Bytes that one thread brings in at once, at least.
+/// Bytes of a map that one thread brings in at once, at least.
 const PART_BYTES: u64 = 1 << 20;
+/// Bytes that one thread reads into memory of the process at once: threads wait for each other to put
+/// them in their place, which takes as long for many pages as for few.
+const OWN_PART_BYTES: u64 = 8 << 20;
+/// Bytes that are given back at once: readers that touch new pages wait as long as it takes.
+const RELEASE_BYTES: u64 = 8 << 20;
 /// Parts of the largest file: each may become a map of its own, of which a process has some ten
 /// thousands.
 const PARTS: u64 = 4096;
@@ -25,6 +31,8 @@ const PARTS: u64 = 4096;
 /// What is in memory, known to the thread that changes it.
 pub(super) struct Held {
     files: Vec<FileHeld>,
+    /// The budget that is in force.
+    budget: Budget,
 }
 
 struct FileHeld {
@@ -34,12 +42,17 @@ struct FileHeld {
 }
 
 impl Held {
-    pub(super) fn nothing(files: &[&Model]) -> Self {
+    pub(super) fn nothing(files: &[&Model], budget: Budget) -> Self {
         let nothing = |file: &&Model| FileHeld {
             pages: Runs::default(),
             verified: vec![false; file.archive().segments().len()],
         };
-        Self { files: files.iter().map(nothing).collect() }
+        Self { files: files.iter().map(nothing).collect(), budget }
+    }
+
+    /// The budget that is in force.
+    pub(super) fn budget(&self) -> Budget {
+        self.budget
     }
 
     fn page_bytes(&self) -> u64 {
@@ -48,7 +61,7 @@ impl Held {
 }
 
 /// Pages of memory.
-fn page_bytes() -> u64 {
+pub(super) fn page_bytes() -> u64 {
     #[cfg(unix)]
     return rustix::param::page_size() as u64;
     #[cfg(not(unix))]
@@ -62,7 +75,7 @@ fn pages(schedule: &Schedule, steps: usize) -> impl Iterator<Item = Runs> {
 }
 
 /// What is in memory beside pages of files.
-fn beside(schedule: &Schedule, steps: usize) -> u64 {
+pub(super) fn beside(schedule: &Schedule, steps: usize) -> u64 {
     let decoded = schedule.files().map(|file| file.decoded_bytes(steps));
     decoded.fold(schedule.overhead_bytes(), u64::saturating_add)
 }
@@ -81,23 +94,24 @@ impl Resident<'_> {
         self.release(&mut held, 0)?;
         // With what is held always: transforms come with step 0.
         self.bring(&mut held, 0..target.units().saturating_add(1))?;
-        self.end(&held, &target);
         let grown = self.current.grow(|_| Ok(()), || Ok(target));
-        grown.map_err(|stopped| self.stopped(stopped))
+        grown.map_err(|stopped| self.stopped(stopped))?;
+        self.settle(&held);
+        Ok(())
     }
 
     /// Changes what is held to `target`.
     pub(super) fn change<E: From<Error>>(
         &self,
+        budget: Budget,
         target: Plan,
         announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<Change, E> {
         let ticket = self.asked.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let mut held = lock(&self.held);
         let before = *lock(&self.status);
-        let result = self.change_held(&mut held, ticket, &target, announce);
-        let current = &self.current.snapshot().value;
-        self.end(&held, current);
+        let result = self.change_held(&mut held, ticket, (budget, &target), announce);
+        self.settle(&held);
         let after = *lock(&self.status);
         result.map(|ended_early| Change {
             loaded_bytes: after.loaded_bytes.saturating_sub(before.loaded_bytes),
@@ -111,9 +125,11 @@ impl Resident<'_> {
         &self,
         held: &mut Held,
         ticket: u64,
-        target: &Plan,
+        (budget, target): (Budget, &Plan),
         announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<bool, E> {
+        let room = self.room_under(budget, target);
+        self.check_pinned(target.units(), room)?;
         self.begin(held, target);
         let announce = &mut |generation: &Arc<Generation<Plan>>| announce(&Snapshot(Arc::clone(generation)));
         let current = self.current.snapshot().value.units();
@@ -123,6 +139,8 @@ impl Resident<'_> {
         let release = || self.release(held, reached).map_err(E::from);
         let shrunk = self.current.shrink(smaller, self.options.patience, &mut *announce, release);
         shrunk.map_err(|stopped| self.stopped(stopped))?;
+        held.budget = budget;
+        self.make_room(held, target.units(), &[], room)?;
         for next in self.slices(reached, target.units()) {
             if self.asked.load(Ordering::Relaxed) != ticket {
                 return Ok(true);
@@ -163,36 +181,50 @@ impl Resident<'_> {
     /// Brings in the pages of the steps before `steps.end`, and verifies the segments of `steps`.
     fn bring(&self, held: &mut Held, steps: Range<usize>) -> Result<()> {
         let until = steps.end.saturating_sub(1);
-        for ((held, file), units) in held.files.iter_mut().zip(&self.files).zip(self.schedule.files()) {
-            let source = file.source();
-            if self.arrived.load(Ordering::Relaxed) == usize::MAX {
-                source.check_open_file()?;
-            }
-            let wanted = units.pages(until, page_bytes());
-            let parts = wanted.minus(&held.pages).parts((source.file_bytes() / PARTS).max(PART_BYTES));
-            let hold = |part: &Range<u64>| {
-                source.hold(part.clone()).map_err(|e| source.error(e))?;
-                self.count(
-                    |status, bytes| {
-                        status.held_bytes = status.held_bytes.saturating_add(bytes);
-                        status.loaded_bytes = status.loaded_bytes.saturating_add(bytes);
-                        status.loading_bytes = status.loading_bytes.saturating_sub(bytes);
-                    },
-                    part,
-                );
-                Ok(part.clone())
-            };
-            let done: Vec<Result<Range<u64>>> = parts.par_iter().map(hold).collect();
-            // Also after an error: what is in memory is known.
-            let mut came = Runs::default();
-            done.iter().flatten().for_each(|part| came.push(part.clone()));
-            held.pages = held.pages.plus(&came);
-            done.into_iter().find_map(core::result::Result::err).map_or(Ok(()), Err)?;
-            if self.options.verify {
-                self.verify(file, &mut held.verified, units.segments(steps.clone()))?;
-                // Hashes of chunk groups and compressed segments were touched, and are not held.
-                sweep(source, &held.pages)?;
-            }
+        self.schedule.files().enumerate().try_for_each(|(file, units)| {
+            self.bring_to(held, file, &units.pages(until, page_bytes()), units.segments(steps.clone()))
+        })
+    }
+
+    /// Brings in the pages `wanted` of a file, and verifies `segments`.
+    pub(super) fn bring_to(
+        &self,
+        held: &mut Held,
+        file: usize,
+        wanted: &Runs,
+        segments: impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        let (Some(held), Some(file)) = (held.files.get_mut(file), self.files.get(file)) else {
+            return Ok(());
+        };
+        let source = file.source();
+        if self.arrived.load(Ordering::Relaxed) == usize::MAX {
+            source.check_open_file()?;
+        }
+        let part_bytes = if source.backend() == Backend::Pread { OWN_PART_BYTES } else { PART_BYTES };
+        let parts = wanted.minus(&held.pages).parts((source.file_bytes() / PARTS).max(part_bytes));
+        let hold = |part: &Range<u64>| {
+            source.hold(part.clone()).map_err(|e| source.error(e))?;
+            self.count(
+                |status, bytes| {
+                    status.held_bytes = status.held_bytes.saturating_add(bytes);
+                    status.loaded_bytes = status.loaded_bytes.saturating_add(bytes);
+                    status.loading_bytes = status.loading_bytes.saturating_sub(bytes);
+                },
+                part,
+            );
+            Ok(part.clone())
+        };
+        let done: Vec<Result<Range<u64>>> = parts.par_iter().map(hold).collect();
+        // Also after an error: what is in memory is known.
+        let mut came = Runs::default();
+        done.iter().flatten().for_each(|part| came.push(part.clone()));
+        held.pages = held.pages.plus(&came);
+        done.into_iter().find_map(core::result::Result::err).map_or(Ok(()), Err)?;
+        if self.options.verify {
+            self.verify(file, &mut held.verified, segments)?;
+            // Hashes of chunk groups and compressed segments were touched, and are not held.
+            sweep(source, &held.pages)?;
         }
         Ok(())
     }
@@ -221,13 +253,21 @@ impl Resident<'_> {
         Ok(())
     }
 
-    /// Gives back all but the pages of the first `steps` steps; of those, none is brought in.
-    fn release(&self, held: &mut Held, steps: usize) -> Result<()> {
-        for ((held, file), units) in held.files.iter_mut().zip(&self.files).zip(self.schedule.files()) {
+    /// The pages of each file that are wanted for the first `steps` steps and on demand.
+    fn wanted(&self, steps: usize) -> impl Iterator<Item = Runs> {
+        let files = pages(&self.schedule, steps).enumerate();
+        files.map(|(file, planned)| planned.plus(&self.demand.pages(file)))
+    }
+
+    /// Gives back all but the pages of the first `steps` steps and of what is on demand; of those, none is
+    /// brought in.
+    pub(super) fn release(&self, held: &mut Held, steps: usize) -> Result<()> {
+        for ((held, file), kept) in held.files.iter_mut().zip(&self.files).zip(self.wanted(steps)) {
             let source = file.source();
-            let kept = units.pages(steps, page_bytes());
             let gone = held.pages.minus(&kept);
             held.pages = held.pages.minus(&gone);
+            let released = gone.parts(RELEASE_BYTES).into_iter().try_for_each(|part| source.release(part));
+            released.map_err(|e| source.error(e))?;
             sweep(source, &held.pages)?;
             self.count(
                 |status, bytes| {
@@ -243,16 +283,14 @@ impl Resident<'_> {
 
     /// Says what is going to happen.
     fn begin(&self, held: &Held, target: &Plan) {
-        let page = page_bytes();
         let (mut loading, mut releasing) = (0u64, 0u64);
-        for (held, units) in held.files.iter().zip(self.schedule.files()) {
-            let wanted = units.pages(target.units(), page);
+        for (held, wanted) in held.files.iter().zip(self.wanted(target.units())) {
             loading = loading.saturating_add(wanted.minus(&held.pages).bytes());
             releasing = releasing.saturating_add(held.pages.minus(&wanted).bytes());
         }
         let mut status = lock(&self.status);
         status.budget_bytes = target.budget_bytes();
-        status.wanted_bytes = self.paged_bytes(target.units());
+        status.wanted_bytes = self.wanted_bytes(target.units());
         (status.loading_bytes, status.releasing_bytes) = (loading, releasing);
         status.changes = status.changes.saturating_add(1);
         if status.held_bytes == 0 {
@@ -260,13 +298,25 @@ impl Resident<'_> {
         }
     }
 
-    /// Says how it is now.
-    fn end(&self, held: &Held, plan: &Plan) {
+    /// Bytes in memory for the first `steps` steps and what is on demand.
+    fn wanted_bytes(&self, steps: usize) -> u64 {
+        let beside = beside(&self.schedule, steps).saturating_add(self.demand.decoded_bytes());
+        self.wanted(steps).map(|runs| runs.bytes()).fold(beside, u64::saturating_add)
+    }
+
+    /// Says how it is now, when nothing is under way.
+    pub(super) fn settle(&self, held: &Held) {
+        let plan = &self.current.snapshot().value;
+        let decoded_bytes = self.demand.decoded_bytes();
+        let beside = beside(&self.schedule, plan.units()).saturating_add(decoded_bytes);
+        let wanted_bytes = self.wanted_bytes(plan.units());
         let mut status = lock(&self.status);
         status.units = plan.units();
         status.resident_bytes = plan.resident_bytes();
-        status.held_bytes = held.page_bytes().saturating_add(beside(&self.schedule, plan.units()));
-        status.wanted_bytes = self.paged_bytes(plan.units());
+        status.held_bytes = held.page_bytes().saturating_add(beside);
+        status.wanted_bytes = wanted_bytes;
+        status.demanded_bytes = wanted_bytes.saturating_sub(self.paged_bytes(plan.units()));
+        status.demanded = self.demand.count();
         status.loading_bytes = 0;
         status.releasing_bytes = status.held_bytes.saturating_sub(status.wanted_bytes);
     }

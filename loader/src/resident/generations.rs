@@ -1,18 +1,24 @@
 //! A value that readers hold snapshots of while it is replaced, and the order in which a change
 //! happens: what is dropped is published before it goes, what is new after it came.
 //!
-//! Readers never wait for a change: taking a snapshot is one clone of an `Arc`, and the value is
-//! replaced by one assignment. `tests/schedules.rs` runs this file under loom.
+//! Readers never wait for a change: taking a snapshot is one clone of an `Arc`, from the slot that the
+//! thread of a change does not write to, wherever that thread is stopped. `tests/schedules.rs` runs this
+//! file under loom.
 
-use super::sync::{Arc, Condvar, Mutex, RwLock};
+use super::sync::{Arc, AtomicUsize, Condvar, Mutex, Ordering, RwLock, spin_loop};
 use core::time::Duration;
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 
 /// The current value, and which older ones are still held.
 #[derive(Debug)]
 pub(crate) struct Generations<T> {
-    current: RwLock<Arc<Generation<T>>>,
+    /// Both have the current value, but while it is replaced.
+    slots: [RwLock<Arc<Generation<T>>>; 2],
+    /// The slot that readers take it from: 0, or else 1.
+    current: AtomicUsize,
+    /// Changes take turns.
+    change: Mutex<()>,
     live: Arc<Live>,
 }
 
@@ -51,12 +57,34 @@ impl<T> Generations<T> {
         let numbers = Numbers { next: 1, held: BTreeSet::from([0]) };
         let live = Arc::new(Live { numbers: Mutex::new(numbers), dropped: Condvar::new() });
         let first = Arc::new(Generation { value, number: 0, live: Arc::clone(&live) });
-        Self { current: RwLock::new(first), live }
+        let slots = [RwLock::new(Arc::clone(&first)), RwLock::new(first)];
+        Self { slots, current: AtomicUsize::new(0), change: Mutex::new(()), live }
     }
 
     /// What may be read now, and for as long as this is held.
     pub(crate) fn snapshot(&self) -> Arc<Generation<T>> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        loop {
+            let slot = self.slot(self.current.load(Ordering::Acquire));
+            match slot.try_read() {
+                Ok(current) => return Arc::clone(&current),
+                Err(TryLockError::Poisoned(current)) => return Arc::clone(&current.into_inner()),
+                // Since `current` was read a change has gone on to this slot, so it names the other.
+                Err(TryLockError::WouldBlock) => spin_loop(),
+            }
+        }
+    }
+
+    fn slot(&self, number: usize) -> &RwLock<Arc<Generation<T>>> {
+        let [first, second] = &self.slots;
+        if number == 0 { first } else { second }
+    }
+
+    fn put(&self, number: usize, next: Arc<Generation<T>>) {
+        let mut slot = self.slot(number).write().unwrap_or_else(PoisonError::into_inner);
+        let before = core::mem::replace(&mut *slot, next);
+        drop(slot);
+        // Outside of the lock: the last holder of a value drops it.
+        drop(before);
     }
 
     /// Replaces the value by a smaller one, tells `announce`, waits up to `patience` until no
@@ -100,12 +128,15 @@ impl<T> Generations<T> {
         });
         let next = Arc::new(Generation { value, number, live: Arc::clone(&self.live) });
         announce(&next)?;
-        let before = {
-            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            core::mem::replace(&mut *current, next)
-        };
-        // Outside of the lock: the last holder of a value drops it.
-        drop(before);
+        let turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load(Ordering::Relaxed);
+        let other = 1usize.saturating_sub(current);
+        // A reader that is slow to clone from the other slot holds this up, and no reader.
+        self.put(other, Arc::clone(&next));
+        self.current.store(other, Ordering::Release);
+        // What was before must not stay here: it is waited for.
+        self.put(current, next);
+        drop(turn);
         Ok(number)
     }
 

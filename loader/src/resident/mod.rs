@@ -33,6 +33,12 @@
 //! - Changes wait for each other, but one that is waiting ends the one before early: whoever wants
 //!   memory back does not wait until a model has been read from a disk.
 //!
+//! # On demand
+//!
+//! Tensors that [`ResidentOptions::want`] says are wanted on demand, as the experts of a mixture, are in no
+//! plan. [`Resident::require`] brings them in, and takes those out that were used longest ago, so that all
+//! together stays within the budget.
+//!
 //! # What is counted
 //!
 //! Memory comes in pages. A budget in bytes is met by the longest prefix of the schedule whose
@@ -41,6 +47,7 @@
 //! - the pages that raw segments of the plan and of transforms lie on;
 //! - what the file's directory and its transforms take beside the file, and what compressed segments
 //!   of the plan become when they are opened;
+//! - both for what is in memory on demand, with its transforms;
 //! - for a delta, all of its base, which is not moved.
 //!
 //! # Where bytes are
@@ -49,10 +56,12 @@
 //! `MADV_DONTNEED`: they no longer count for this process, and stay in the system's cache as long as
 //! the system likes. All other pages of the map are given back too at each change. With
 //! [`Backend::Pread`](crate::Backend::Pread), on Linux, pages are read into memory of this process, which
-//! nobody can write to or cut, and freed. On systems other than Linux the system decides about
+//! nobody can write to or cut, and freed. With [`Backend::Memory`](crate::Backend::Memory) all bytes are in
+//! memory whatever the budget, and figures are those of what may be read. On systems other than Linux the system decides about
 //! mapped pages, and figures are what it is asked for.
 
 mod change;
+mod demand;
 mod generations;
 #[cfg(feature = "pressure")]
 pub mod pressure;
@@ -60,6 +69,7 @@ mod runs;
 mod status;
 mod sync;
 
+pub use demand::{Part, Required};
 pub use status::{Change, Status};
 
 pub(crate) use runs::Runs;
@@ -71,6 +81,7 @@ use change::Held;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
+use demand::Demand;
 use generations::{Generation, Generations};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -87,11 +98,22 @@ pub struct ResidentOptions {
     pub verify: bool,
     /// How long a change waits for readers of what it takes away.
     pub patience: Duration,
+    /// Bytes of a budget that are set aside for what is wanted on demand, as far as the minimum of the rest
+    /// leaves them. What the plan does not take is for it too.
+    pub demand_bytes: u64,
+    /// The highest level that comes on demand.
+    pub demand_level: u16,
 }
 
 impl Default for ResidentOptions {
     fn default() -> Self {
-        Self { want: None, verify: true, patience: Duration::from_secs(60) }
+        Self {
+            want: None,
+            verify: true,
+            patience: Duration::from_secs(60),
+            demand_bytes: 0,
+            demand_level: u16::MAX,
+        }
     }
 }
 
@@ -110,6 +132,7 @@ pub struct Resident<'m> {
     options: ResidentOptions,
     current: Generations<Plan>,
     held: Mutex<Held>,
+    demand: Demand,
     status: Mutex<Status>,
     budget: Mutex<Budget>,
     /// The steps that may be held whatever the budget.
@@ -177,7 +200,8 @@ impl Model {
         }
         let resident = Resident {
             model: self,
-            held: Mutex::new(Held::nothing(&files)),
+            held: Mutex::new(Held::nothing(&files, budget)),
+            demand: Demand::default(),
             files,
             options,
             current: Generations::new(schedule.first(0)),
@@ -235,7 +259,7 @@ impl<'m> Resident<'m> {
     ) -> core::result::Result<Change, E> {
         let target = self.target(budget)?;
         *lock(&self.budget) = budget;
-        self.change(target, &mut announce)
+        self.change(budget, target, &mut announce)
     }
 
     /// Says that the first `steps` steps are in the file now, verified or to be verified, and takes
@@ -277,11 +301,14 @@ impl<'m> Resident<'m> {
         if matches!(budget, Budget::Minimum | Budget::Maximum) {
             return Ok(self.schedule.first(most).under(whole.budget_bytes()));
         }
+        let aside =
+            whole.budget_bytes().saturating_sub(self.paged_bytes(least)).min(self.options.demand_bytes);
+        let budget_bytes = whole.budget_bytes().saturating_sub(aside);
         // Pages of a prefix never become fewer as it grows.
         let (mut low, mut high) = (least, most);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            match self.paged_bytes(middle) <= whole.budget_bytes() {
+            match self.paged_bytes(middle) <= budget_bytes {
                 true => low = middle,
                 false => high = middle - 1,
             }

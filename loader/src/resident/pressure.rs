@@ -120,9 +120,10 @@ impl Pressure {
         done: &AtomicBool,
         mut set: impl FnMut(Budget) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (least, most) =
-            (resident.schedule().minimum_bytes(), resident.paged_bytes(resident.schedule().steps()));
-        let owned = resident.model().backend() == Backend::Pread;
+        let least = resident.schedule().minimum_bytes();
+        let most = resident.paged_bytes(resident.schedule().steps());
+        let most = most.saturating_add(resident.options.demand_bytes);
+        let owned = resident.model().backend() != Backend::Mmap;
         let mut steering = Steering::new(*self, resident.status().budget_bytes);
         while !done.load(Ordering::Relaxed) {
             let held_bytes = resident.status().held_bytes;

@@ -50,7 +50,12 @@ impl Runs {
 
     /// What is here or in `other`.
     pub(crate) fn plus(&self, other: &Self) -> Self {
-        let mut all: Vec<_> = self.0.iter().chain(&other.0).cloned().collect();
+        Self::union([self, other])
+    }
+
+    /// What is in any of `sets`.
+    pub(crate) fn union<'r>(sets: impl IntoIterator<Item = &'r Self>) -> Self {
+        let mut all: Vec<_> = sets.into_iter().flat_map(|set| &set.0).cloned().collect();
         all.sort_unstable_by_key(|run| run.start);
         let mut runs = Self::default();
         all.into_iter().for_each(|run| runs.push(run));

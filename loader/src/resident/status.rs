@@ -18,6 +18,10 @@ pub struct Status {
     pub loading_bytes: u64,
     /// Bytes that it still gives back.
     pub releasing_bytes: u64,
+    /// Matrices that are in memory on demand.
+    pub demanded: usize,
+    /// Bytes of [`Status::wanted_bytes`] that are for them alone.
+    pub demanded_bytes: u64,
     /// Bytes read from the file so far. With a map, those of changes alone: what is brought in
     /// by touching it is not counted.
     pub read_bytes: u64,

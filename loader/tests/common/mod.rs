@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 pub(crate) type Outcome = Result<(), Box<dyn std::error::Error>>;
 pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-pub(crate) const BACKENDS: [Backend; 2] = [Backend::Mmap, Backend::Pread];
+pub(crate) const BACKENDS: [Backend; 3] = [Backend::Mmap, Backend::Pread, Backend::Memory];
+/// Those that a file can change under.
+pub(crate) const FILES: [Backend; 2] = [Backend::Mmap, Backend::Pread];
 
 pub(crate) fn options(backend: Backend) -> OpenOptions {
     OpenOptions { backend, ..OpenOptions::default() }

@@ -1,0 +1,366 @@
+//! Tensors that are in memory when they are asked for, and go when others need the room: the experts of a
+//! mixture.
+
+use super::{Resident, Runs, change, lock};
+use crate::error::{Error, Result};
+use crate::plan::{Budget, Plan, Want};
+use crate::stored::transform_segments;
+use core::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Matrices of a tensor: all of them, or one of them, as an expert of many in one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Part<'n> {
+    /// The tensor's name.
+    pub name: &'n str,
+    /// Which of its matrices; all when `None`.
+    pub matrix: Option<usize>,
+}
+
+impl<'n> From<&'n str> for Part<'n> {
+    fn from(name: &'n str) -> Self {
+        Self { name, matrix: None }
+    }
+}
+
+impl<'n> From<(&'n str, usize)> for Part<'n> {
+    fn from((name, matrix): (&'n str, usize)) -> Self {
+        Self { name, matrix: Some(matrix) }
+    }
+}
+
+/// A matrix: the file that it is in, of the files of the model, and its index there.
+type Key = (usize, u32);
+
+/// What was demanded and is in memory.
+#[derive(Debug, Default)]
+pub(super) struct Demand {
+    table: Mutex<Table>,
+    /// Somebody has let go of something.
+    let_go: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: BTreeMap<Key, Entry>,
+    /// Times that something was used.
+    clock: u64,
+}
+
+/// A matrix in memory.
+#[derive(Debug)]
+struct Entry {
+    pages: Runs,
+    decoded_bytes: u64,
+    used: u64,
+    /// Those that hold it.
+    holders: usize,
+    pinned: bool,
+}
+
+/// A matrix that is to be in memory.
+pub(super) struct Missing {
+    key: Key,
+    segments: Vec<u32>,
+    pages: Runs,
+    decoded_bytes: u64,
+}
+
+/// Keeps what was required in memory until it is dropped: see [`Resident::require`].
+#[must_use = "what was required may go when this is dropped"]
+#[derive(Debug)]
+pub struct Required<'r> {
+    demand: &'r Demand,
+    keys: Vec<Key>,
+}
+
+impl Drop for Required<'_> {
+    fn drop(&mut self) {
+        let mut table = self.demand.lock();
+        for key in &self.keys {
+            if let Some(entry) = table.entries.get_mut(key) {
+                entry.holders = entry.holders.saturating_sub(1);
+            }
+        }
+        drop(table);
+        self.demand.let_go.notify_all();
+    }
+}
+
+impl Table {
+    /// Holds what of `keys` is there, and says that it is used.
+    fn hold(&mut self, keys: &[Key]) -> Vec<Key> {
+        self.clock = self.clock.saturating_add(1);
+        let mut there = Vec::new();
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.used = self.clock;
+                entry.holders = entry.holders.saturating_add(1);
+                there.push(*key);
+            }
+        }
+        there
+    }
+
+    /// The one that was used longest ago, of those that nobody holds.
+    fn oldest(&self) -> Option<Key> {
+        let free = self.entries.iter().filter(|(_, entry)| entry.holders == 0 && !entry.pinned);
+        free.min_by_key(|(key, entry)| (entry.used, **key)).map(|(key, _)| *key)
+    }
+
+    fn decoded_bytes(&self) -> u64 {
+        self.entries.values().fold(0, |sum, entry| sum.saturating_add(entry.decoded_bytes))
+    }
+}
+
+impl Demand {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    /// Pages of file `file` that are held for what was demanded.
+    pub(super) fn pages(&self, file: usize) -> Runs {
+        let table = self.lock();
+        let entries = table.entries.iter().filter(|((of, _), _)| *of == file);
+        Runs::union(entries.map(|(_, entry)| &entry.pages))
+    }
+
+    /// What compressed segments of it become.
+    pub(super) fn decoded_bytes(&self) -> u64 {
+        self.lock().decoded_bytes()
+    }
+
+    /// Matrices that are in memory.
+    pub(super) fn count(&self) -> usize {
+        self.lock().entries.len()
+    }
+}
+
+impl Resident<'_> {
+    /// Brings `parts` into memory, verified, and keeps them there until what this gives is dropped. They are of
+    /// tensors that are wanted on demand ([`Want::Demand`]), and come with all levels up to
+    /// [`ResidentOptions::demand_level`](super::ResidentOptions::demand_level).
+    ///
+    /// What was used longest ago and nobody holds goes first, so that the budget is kept at every moment.
+    /// What is there already costs no more than looking it up, whatever change is under way; what is not
+    /// waits for the change.
+    ///
+    /// # Errors
+    /// `Argument` for parts that are not there or not on demand, and when they do not fit the budget beside
+    /// the plan and what is pinned: nothing changes. `Busy` when others hold what would have to go for longer
+    /// than [`ResidentOptions::patience`](super::ResidentOptions::patience); as [`Resident::set_budget`] for
+    /// damaged bytes.
+    pub fn require<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Required<'_>> {
+        let keys = self.keys(parts)?;
+        {
+            let mut table = self.demand.lock();
+            if keys.iter().all(|key| table.entries.contains_key(key)) {
+                let keys = table.hold(&keys);
+                return Ok(Required { demand: &self.demand, keys });
+            }
+        }
+        let mut held = lock(&self.held);
+        // From here on nobody else brings anything in or takes anything away.
+        let there = self.demand.lock().hold(&keys);
+        // Lets go of it after an error.
+        let mut required = Required { demand: &self.demand, keys: there };
+        let missing = keys.iter().filter(|key| !required.keys.contains(key));
+        let missing = missing.map(|key| self.missing(*key)).collect::<Result<Vec<_>>>()?;
+        let plan = &self.current.snapshot().value;
+        let room = self.room_under(held.budget(), plan);
+        let needed = |key: &Key, entry: &Entry| entry.pinned || keys.contains(key);
+        self.check_fits(self.total(plan.units(), &missing, needed), room)?;
+        self.make_room(&mut held, plan.units(), &missing, room)?;
+        for part in missing {
+            let Missing { key, segments, pages, decoded_bytes } = part;
+            let brought = self.bring_to(&mut held, key.0, &pages, segments.into_iter());
+            if let Err(error) = brought {
+                let units = self.current.snapshot().value.units();
+                let _ = self.release(&mut held, units);
+                self.settle(&held);
+                return Err(error);
+            }
+            let mut table = self.demand.lock();
+            let used = table.clock;
+            table.entries.insert(key, Entry { pages, decoded_bytes, used, holders: 1, pinned: false });
+            drop(table);
+            required.keys.push(key);
+        }
+        self.settle(&held);
+        Ok(required)
+    }
+
+    /// Says that `parts` are used, so that others go before them; gives how many matrices of them are in
+    /// memory. Brings nothing in.
+    ///
+    /// # Errors
+    /// `Argument` for parts that are not there or not on demand.
+    pub fn touch<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<usize> {
+        let keys = self.keys(parts)?;
+        let there = self.demand.lock().hold(&keys);
+        let touched = Required { demand: &self.demand, keys: there };
+        Ok(touched.keys.len())
+    }
+
+    /// Brings `parts` in, and keeps them in memory until [`Resident::unpin`].
+    ///
+    /// # Errors
+    /// As [`Resident::require`].
+    pub fn pin<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<()> {
+        let required = self.require(parts)?;
+        self.set_pinned(&required.keys, true);
+        Ok(())
+    }
+
+    /// Lets `parts` go when others need the room.
+    ///
+    /// # Errors
+    /// `Argument` for parts that are not there or not on demand.
+    pub fn unpin<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<()> {
+        let keys = self.keys(parts)?;
+        self.set_pinned(&keys, false);
+        self.demand.let_go.notify_all();
+        Ok(())
+    }
+
+    /// Whether all of `part` is in memory for being required; it may go at any time.
+    ///
+    /// # Errors
+    /// `Argument` for a part that is not there or not on demand.
+    pub fn holds<'n>(&self, part: impl Into<Part<'n>>) -> Result<bool> {
+        let keys = self.keys([part])?;
+        let table = self.demand.lock();
+        Ok(keys.iter().all(|key| table.entries.contains_key(key)))
+    }
+
+    fn set_pinned(&self, keys: &[Key], pinned: bool) {
+        let mut table = self.demand.lock();
+        for key in keys {
+            if let Some(entry) = table.entries.get_mut(key) {
+                entry.pinned = pinned;
+            }
+        }
+    }
+
+    /// The matrices of `parts`, each once.
+    fn keys<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Vec<Key>> {
+        let mut keys = BTreeSet::new();
+        for part in parts {
+            let Part { name, matrix } = part.into();
+            let wrong = |problem: &str| {
+                let part = format!("tensor `{}`", name.escape_debug());
+                Error::argument(self.model.path(), part, problem.to_owned())
+            };
+            let on_demand = self.options.want.as_ref().is_some_and(|want| want(name) == Want::Demand);
+            if !on_demand {
+                return Err(wrong("is not on demand"));
+            }
+            let stored = self.model.expect_tensor(name)?.find()?;
+            let of = |file: &&crate::model::Model| std::ptr::eq(*file, stored.model);
+            let file = self.files.iter().position(of).filter(|_| stored.base.is_none());
+            let file = file.ok_or_else(|| wrong("is a delta, whose base is held always"))?;
+            let matrices = stored.record.matrices();
+            let range: Range<usize> = match matrix {
+                Some(index) if index < matrices.len() => index..index.saturating_add(1),
+                Some(_) => return Err(wrong("has no such matrix")),
+                None => 0..matrices.len(),
+            };
+            keys.extend(matrices.skip(range.start).take(range.len()).map(|matrix| (file, matrix.index())));
+        }
+        Ok(keys.into_iter().collect())
+    }
+
+    fn missing(&self, key: Key) -> Result<Missing> {
+        let (file, units) = (self.files.get(key.0), self.schedule.files().nth(key.0));
+        let archive = file.map(|file| file.archive());
+        let matrix = archive.and_then(|archive| archive.matrices().nth(key.1 as usize));
+        let (Some(matrix), Some(units)) = (matrix, units) else {
+            return Err(Error::argument(self.model.path(), "matrix", "is not there".into()));
+        };
+        let wanted = matrix.units().filter(|unit| unit.level() <= self.options.demand_level);
+        let mut segments: BTreeSet<u32> = wanted.flat_map(|unit| unit.segments()).collect();
+        segments.extend(transform_segments(&matrix));
+        let segments: Vec<u32> = segments.into_iter().collect();
+        let (pages, decoded_bytes) = units.held_for(&segments, change::page_bytes());
+        Ok(Missing { key, segments, pages, decoded_bytes })
+    }
+
+    /// Bytes that the plan and what is on demand may take together. A minimum whose pages do not fit the
+    /// budget is accepted, and then there is room for nothing else.
+    pub(super) fn room_under(&self, budget: Budget, plan: &Plan) -> u64 {
+        let planned = self.paged_bytes(plan.units());
+        match budget {
+            Budget::Maximum => u64::MAX,
+            Budget::Minimum => planned.saturating_add(self.options.demand_bytes),
+            _ => plan.budget_bytes().max(planned),
+        }
+    }
+
+    /// What the plan of `steps` steps takes in memory with what `counts` of that which is there on demand, and
+    /// `missing`.
+    fn total(&self, steps: usize, missing: &[Missing], counts: impl Fn(&Key, &Entry) -> bool) -> u64 {
+        let table = self.demand.lock();
+        let counted = || table.entries.iter().filter(|(key, entry)| counts(key, entry));
+        let pages = self.schedule.files().enumerate().map(|(index, file)| {
+            let planned = file.pages(steps, change::page_bytes());
+            let there = counted().filter(|((file, _), _)| *file == index).map(|(_, entry)| &entry.pages);
+            let missing = missing.iter().filter(|part| part.key.0 == index).map(|part| &part.pages);
+            Runs::union(missing.chain(there).chain([&planned])).bytes()
+        });
+        let decoded = counted().map(|(_, entry)| entry.decoded_bytes);
+        let decoded = decoded.chain(missing.iter().map(|part| part.decoded_bytes));
+        pages.chain(decoded).fold(change::beside(&self.schedule, steps), u64::saturating_add)
+    }
+
+    /// That what is pinned fits `room` beside the plan of `steps` steps.
+    pub(super) fn check_pinned(&self, steps: usize, room: u64) -> Result<()> {
+        self.check_fits(self.total(steps, &[], |_, entry| entry.pinned), room)
+    }
+
+    fn check_fits(&self, needed: u64, room: u64) -> Result<()> {
+        match needed <= room {
+            true => Ok(()),
+            false => {
+                let problem =
+                    format!("expected at least {needed} bytes with what is on demand, found {room}");
+                Err(Error::argument(self.model.path(), "budget", problem))
+            }
+        }
+    }
+
+    /// Takes what was used longest ago out of memory until there is room for `missing` beside the plan of
+    /// `steps` steps.
+    pub(super) fn make_room(
+        &self,
+        held: &mut change::Held,
+        steps: usize,
+        missing: &[Missing],
+        room: u64,
+    ) -> Result<()> {
+        let deadline = Instant::now() + self.options.patience;
+        let mut evicted = false;
+        let result = loop {
+            if self.total(steps, missing, |_, _| true) <= room {
+                break Ok(());
+            }
+            let mut table = self.demand.lock();
+            if let Some(oldest) = table.oldest() {
+                table.entries.remove(&oldest);
+                evicted = true;
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || table.entries.is_empty() {
+                let problem = "budget: others hold what would have to go for what is on demand";
+                break Err(Error::busy(self.model.path(), problem.into()));
+            }
+            drop(self.demand.let_go.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner));
+        };
+        if evicted {
+            self.release(held, self.current.snapshot().value.units())?;
+        }
+        result
+    }
+}
