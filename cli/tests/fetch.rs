@@ -25,7 +25,12 @@ fn fetches_a_file_as_it_is() -> Outcome {
     let place = Place::new()?;
     let file = model(&place)?;
     let server = Server::new(file.clone(), |_, _| Answer::Good)?;
-    let report = place.cmf(&["fetch", &server.url, "-o", "m.cmf", "--json"])?.json()?;
+    let report =
+        place.cmf(&["fetch", &server.url, "-o", "m.cmf", "--json", "--plot", "comes.svg"])?.json()?;
+    let picture = String::from_utf8(place.read("comes.svg")?)?;
+    for text in ["model.cmf: ", "required units: ", "the whole file: ", "while it comes"] {
+        assert!(picture.contains(text), "{text} in {picture}");
+    }
     assert_eq!((&report["complete"], &report["file_bytes"]), (&true.into(), &file.len().into()));
     assert!(place.read("m.cmf")? == file);
     assert!(place.refused(&["fetch", &server.url, "-o", "m.cmf"])?.contains("exists"));

@@ -5,7 +5,7 @@ mod common;
 use cmf_format::encoding::dense;
 use cmf_format::write::{MatrixEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, WriteOptions};
-use cmf_loader::resident::{Resident, ResidentOptions};
+use cmf_loader::resident::{Budgets, Resident, ResidentOptions};
 use cmf_loader::{Backend, Budget, ErrorKind, Levels, Model, Snapshot, Want};
 use common::{BACKENDS, FILES, Fallible, Outcome, bits, decoded, entry, options, term, write};
 use std::collections::BTreeSet;
@@ -291,6 +291,71 @@ fn budget_below_the_minimum_changes_nothing() -> Outcome {
     // The minimum itself is enough, whatever its pages.
     resident.set_budget(Budget::Bytes(resident.schedule().minimum_bytes()))?;
     assert_eq!(resident.snapshot().plan().units(), resident.schedule().required_steps());
+    Ok(())
+}
+
+/// A device that takes whole blocks of what it may, and looks at what main memory has meanwhile.
+struct Device<'r> {
+    resident: &'r Resident<'r>,
+    held: std::cell::Cell<u64>,
+}
+
+impl Device<'_> {
+    const BLOCK: u64 = 50_000;
+
+    fn change(&self, allowed: u64, together: u64) -> Result<u64, cmf_loader::Error> {
+        self.held.set(allowed / Self::BLOCK * Self::BLOCK);
+        let both = self.held.get() + self.resident.status().held_bytes;
+        assert!(both <= together, "{both} of {together} bytes while it changes");
+        Ok(self.held.get())
+    }
+}
+
+#[test]
+fn main_memory_and_a_device_are_within_their_budgets_and_that_of_both() -> Outcome {
+    let (_dir, path) = file()?;
+    let model = Model::open(&path)?;
+    let resident = model.resident(Budget::Minimum)?;
+    let device = Device { resident: &resident, held: std::cell::Cell::new(0) };
+    let (least, most) =
+        (resident.paged_bytes(resident.schedule().required_steps()), resident.schedule().maximum_bytes());
+    let mut state = 5u64;
+    let mut next = |from: u64, to: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        from + (state >> 33) % (to - from)
+    };
+    for _ in 0..100 {
+        let (cpu, gpu) = (next(least, most), next(0, most));
+        let together = next(least, 2 * most);
+        let budgets = Budgets { cpu: Budget::Bytes(cpu), gpu: Budget::Bytes(gpu), together: Some(together) };
+        resident.set_budgets(budgets, |allowed| device.change(allowed, together), |_| Ok(()))?;
+        let after = resident.status();
+        assert!(after.held_bytes <= cpu && after.device_bytes <= gpu, "{after:?}");
+        assert!(after.held_bytes + after.device_bytes <= together, "{after:?} of {together}");
+        assert_eq!(after.device_bytes, device.held.get());
+        // Nobody has less than there is room for.
+        let more = resident.paged_bytes(after.units + 1);
+        let rest = cpu.min(together - after.device_bytes);
+        assert!(more > rest || after.units == resident.schedule().steps(), "{after:?}");
+    }
+    // Each for itself.
+    let budgets = Budgets { cpu: Budget::Maximum, gpu: Budget::Maximum, together: None };
+    resident.set_budgets(budgets, |allowed| device.change(allowed, u64::MAX), |_| Ok(()))?;
+    assert_eq!(device.held.get(), most / Device::BLOCK * Device::BLOCK);
+    Ok(())
+}
+
+#[test]
+fn a_device_that_refuses_leaves_main_memory_with_less() -> Outcome {
+    let (_dir, path) = file()?;
+    let model = Model::open(&path)?;
+    let resident = model.resident(Budget::Maximum)?;
+    let most = resident.status().held_bytes;
+    let budgets = Budgets { cpu: Budget::Maximum, gpu: Budget::Bytes(300_000), together: Some(most) };
+    let refuse = |_| Err(Box::<dyn std::error::Error>::from("out of memory"));
+    assert!(resident.set_budgets(budgets, refuse, |_| Ok(())).is_err());
+    let status = resident.status();
+    assert!(status.held_bytes <= most - 300_000 && status.device_bytes == 0, "{status:?}");
     Ok(())
 }
 

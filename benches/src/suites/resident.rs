@@ -4,7 +4,7 @@ use crate::clock::Time;
 use crate::data;
 use crate::row::{Bench, Goal, Outcome, Row, Suite};
 use anyhow::{Result, ensure};
-use cmf_format::encoding::dense;
+use cmf_format::encoding::{dense, sparse};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType};
 use cmf_loader::resident::ResidentOptions;
@@ -15,33 +15,49 @@ use std::io::{Read, Seek, SeekFrom};
 use std::time::Instant;
 use tempfile::NamedTempFile;
 
-/// Matrices of two levels of a megabyte each.
+/// Matrices of a megabyte each, which all come with level 1: level 0 is empty.
 const MATRICES: u64 = 100;
 const SIDE: u64 = 500;
 const READ_BYTES: usize = 1 << 20;
 
 pub(crate) fn suite() -> Suite {
-    let title = "resident: bring 100 MB of a 200 MB model in and give them back, from the system's cache; \
-                 peer: read them into a buffer of 1 MiB";
-    let row = |name: &str, goals: &[Goal], backend, verify| {
-        Row::new(format!("resident/{name}"), goals, move |bench| compare(bench, backend, verify))
+    let title = "resident: bring 100 MB of a model in and give them back, from the system's cache; peers: read \
+                 them into a buffer of 1 MiB, read them and keep them, or hash them with BLAKE3 on one core";
+    let row = |name: &str, goals: &[Goal], peer, backend, verify| {
+        Row::new(format!("resident/{name}"), goals, move |bench| compare(bench, peer, backend, verify))
     };
     let rows = vec![
-        row("mapped", &[Goal::Ratio(0.8), Goal::Seconds(20e-3)], Backend::Mmap, false),
-        row("mapped-verified", &[], Backend::Mmap, true),
-        row("in-memory", &[], Backend::Pread, false),
-        row("in-memory-verified", &[], Backend::Pread, true),
+        row("mapped", &[Goal::Ratio(0.8), Goal::Seconds(20e-3)], Peer::Read, Backend::Mmap, false),
+        row("mapped-verified", &[], Peer::Read, Backend::Mmap, true),
+        row("mapped-verified-to-hash", &[], Peer::Hash, Backend::Mmap, true),
+        row("in-memory", &[], Peer::Read, Backend::Pread, false),
+        row("in-memory-to-keep", &[Goal::Ratio(0.8)], Peer::Keep, Backend::Pread, false),
+        row("in-memory-verified", &[], Peer::Read, Backend::Pread, true),
     ];
     Suite { title, rows }
 }
 
-/// A file of [`MATRICES`] matrices, as large with their first level as with the second alone.
+/// A file of [`MATRICES`] matrices, all of which a budget above the minimum brings in.
 fn file() -> Result<NamedTempFile> {
     let mut builder = ArchiveBuilder::default();
     for matrix in 0..MATRICES {
         let unit = |level: u16| -> Result<UnitEntry> {
-            let bytes = data::bytes(2 * matrix + u64::from(level) + 1, (4 * SIDE * SIDE) as usize);
-            let node = dense::pack(DType::F32, SIDE, SIDE, bytes)?.into();
+            let node = match level {
+                0 => {
+                    let positions = sparse::Positions {
+                        block: sparse::Block::ONE,
+                        row_offsets: vec![0; SIDE as usize + 1],
+                        columns: Vec::new(),
+                    };
+                    let values = dense::pack(DType::F32, 0, 1, Vec::new())?;
+                    sparse::pack_csr(sparse::Op::Add, SIDE, SIDE, &positions, values)?
+                }
+                _ => {
+                    let bytes = data::bytes(matrix + 1, (4 * SIDE * SIDE) as usize);
+                    dense::pack(DType::F32, SIDE, SIDE, bytes)?
+                }
+            };
+            let node = node.into();
             let terms = vec![TermEntry { row_start: 0, col_start: 0, optional: false, node }];
             Ok(UnitEntry { level, row_start: 0, rows: SIDE, terms })
         };
@@ -63,7 +79,18 @@ fn file() -> Result<NamedTempFile> {
     Ok(file)
 }
 
-fn compare(bench: &Bench<'_>, backend: Backend, verify: bool) -> Result<Outcome> {
+/// What it is compared with.
+#[derive(Clone, Copy)]
+enum Peer {
+    /// Reading into a buffer that stays in the processor's cache.
+    Read,
+    /// Reading into memory that is new.
+    Keep,
+    /// Hashing what lies in memory.
+    Hash,
+}
+
+fn compare(bench: &Bench<'_>, peer: Peer, backend: Backend, verify: bool) -> Result<Outcome> {
     let path = file()?;
     let open = || Model::open_with(path.path(), &OpenOptions { backend, ..OpenOptions::default() });
     let options = ResidentOptions { verify, ..ResidentOptions::default() };
@@ -75,6 +102,27 @@ fn compare(bench: &Bench<'_>, backend: Backend, verify: bool) -> Result<Outcome>
     let mut file = File::open(path.path())?;
     let mut buffer = vec![0; READ_BYTES];
     let start = SeekFrom::End(-(bytes as i64));
+    let in_memory = std::fs::read(path.path())?;
+    let in_memory = in_memory.get(in_memory.len() - bytes as usize..).unwrap_or(&[]);
+    let mut hash = || {
+        black_box(blake3::hash(in_memory));
+        Ok(())
+    };
+    let mut kept_file = File::open(path.path())?;
+    let mut keep = || {
+        let mut kept = Vec::with_capacity(bytes as usize);
+        kept_file.seek(start)?;
+        Read::by_ref(&mut kept_file).take(bytes).read_to_end(&mut kept)?;
+        black_box(&kept);
+        Ok(())
+    };
+    let mut read = || {
+        file.seek(start)?;
+        while file.read(&mut buffer)? > 0 {
+            black_box(&buffer);
+        }
+        Ok(())
+    };
     let outcome = bench.compare(
         Time::Wall,
         bytes,
@@ -90,13 +138,11 @@ fn compare(bench: &Bench<'_>, backend: Backend, verify: bool) -> Result<Outcome>
             ensure!(change.released_bytes >= bytes, "gave back {} bytes of {bytes}", change.released_bytes);
             Ok(())
         },
-        ("read", &mut || {
-            file.seek(start)?;
-            while file.read(&mut buffer)? > 0 {
-                black_box(&buffer);
-            }
-            Ok(())
-        }),
+        match peer {
+            Peer::Read => ("read", &mut read),
+            Peer::Keep => ("read+keep", &mut keep),
+            Peer::Hash => ("blake3", &mut hash),
+        },
     )?;
     Ok(outcome.note(format!("{} MB given back in at most {:.1} ms", bytes / 1_000_000, slowest_shrink * 1e3)))
 }

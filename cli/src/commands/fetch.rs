@@ -1,5 +1,6 @@
 //! `cmf fetch`
 
+use crate::commands::arrivals::{self, Arrivals};
 use crate::progress::{Bar, Unit};
 use crate::wanted::Patterns;
 use crate::{Answer, print, size, text};
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Requests at a time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
+    /// Draw how good the model is while it comes, against waiting for the whole file, as SVG
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
     /// Replace an output that exists
     #[arg(long)]
     force: bool,
@@ -68,7 +72,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.force {
         bail!("{}: exists; --force replaces it", args.output.display());
     }
+    arrivals::check(args.plot.as_deref(), args.force)?;
     let started = Instant::now();
+    let arrivals = Arrivals::new();
     let options = FetchOptions { connections: args.connections.into(), ..FetchOptions::default() };
     let remote = cmf_sources::open(&args.url, &options)?;
     let mut fetch = Fetch::begin(remote, &args.output, options)?;
@@ -81,9 +87,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let complete = only.is_empty() && units == fetch.schedule().steps();
     fetch.limit(units);
     let bar = Bar::new(args.quiet, Unit::Bytes);
-    fetch.run(&|progress| bar.set("fetching", progress.have_bytes, progress.wanted_bytes))?;
+    fetch.run(&|progress| {
+        arrivals.came(progress);
+        bar.set("fetching", progress.have_bytes, progress.wanted_bytes);
+    })?;
     drop(bar);
     let (progress, file_bytes) = (fetch.progress(), fetch.model().file_bytes());
+    if let Some(path) = &args.plot {
+        arrivals.write(path, arrivals::name_of(&args.url), fetch.schedule(), file_bytes)?;
+    }
     let file = match complete {
         true => fetch.finish()?,
         false => fetch.part().to_owned(),

@@ -1,5 +1,6 @@
 //! One module a command: its arguments, and what it does with them.
 
+pub(crate) mod arrivals;
 pub(crate) mod bench;
 #[cfg(feature = "models")]
 pub(crate) mod calibrate;

@@ -60,6 +60,7 @@
 //! memory whatever the budget, and figures are those of what may be read. On systems other than Linux the system decides about
 //! mapped pages, and figures are what it is asked for.
 
+mod budgets;
 mod change;
 mod demand;
 mod generations;
@@ -69,6 +70,7 @@ mod runs;
 mod status;
 mod sync;
 
+pub use budgets::Budgets;
 pub use demand::{Part, Required};
 pub use status::{Change, Status};
 
@@ -135,6 +137,8 @@ pub struct Resident<'m> {
     demand: Demand,
     status: Mutex<Status>,
     budget: Mutex<Budget>,
+    /// Held by whoever changes the budgets of main memory and of a device.
+    both: Mutex<()>,
     /// The steps that may be held whatever the budget.
     arrived: AtomicUsize,
     /// Changes that were asked for: a change that is not the last one ends early.
@@ -208,6 +212,7 @@ impl Model {
             schedule,
             status: Mutex::default(),
             budget: Mutex::new(budget),
+            both: Mutex::new(()),
             arrived: AtomicUsize::new(arrived),
             asked: AtomicU64::new(0),
         };

@@ -22,6 +22,8 @@ pub struct Status {
     pub demanded: usize,
     /// Bytes of [`Status::wanted_bytes`] that are for them alone.
     pub demanded_bytes: u64,
+    /// Bytes that a device holds, as it said last: see [`Resident::set_budgets`](super::Resident::set_budgets).
+    pub device_bytes: u64,
     /// Bytes read from the file so far. With a map, those of changes alone: what is brought in
     /// by touching it is not counted.
     pub read_bytes: u64,

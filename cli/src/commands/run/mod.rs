@@ -6,6 +6,7 @@ mod session;
 mod stream;
 
 use crate::Answer;
+use crate::commands::arrivals::Arrivals;
 use crate::commands::fetch::is_url;
 use crate::device::{Device, Gpu};
 use crate::wanted::Patterns;
@@ -77,6 +78,12 @@ pub(crate) struct Args {
     /// Where files from servers are kept [default: cmf in the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// For an address: draw how good the model was at which time, against waiting for the whole file, as SVG
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
+    /// Replace a picture that exists
+    #[arg(long, requires = "plot")]
+    force: bool,
     /// Show budget, memory, levels and speed on standard error; answers come when they are whole
     #[arg(long)]
     watch: bool,
@@ -101,9 +108,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match is_url(&args.file) {
         true => stream::run(args, gpu, budget, sampling)?,
         false => {
+            anyhow::ensure!(args.plot.is_none(), "--plot is for a model that comes from an address");
             let model = Model::open(&args.file)?;
             let card = cut::card(&model)?;
-            talk(args, gpu, &card, model.resident_with(budget, options(args, &model)?)?, sampling, None)?;
+            talk(
+                args,
+                gpu,
+                &card,
+                model.resident_with(budget, options(args, &model)?)?,
+                sampling,
+                None,
+                None,
+            )?;
         }
     }
     Ok(Answer::Yes)
@@ -131,6 +147,7 @@ fn talk(
     resident: Resident<'_>,
     sampling: Sampling,
     beside: Option<&Beside<'_>>,
+    arrivals: Option<&Arrivals>,
 ) -> anyhow::Result<()> {
     let moving = match gpu {
         Some(gpu) => gpu.moving(resident),
@@ -148,6 +165,7 @@ fn talk(
         text: card.text()?,
         card,
         picture: picture.as_ref(),
+        arrivals,
         generator: Generator::new(&llama),
         messages: system.collect(),
     };

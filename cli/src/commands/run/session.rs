@@ -3,6 +3,7 @@
 use super::Args;
 use super::memory::{mapped_bytes, process_bytes};
 use super::picture::Picture;
+use crate::commands::arrivals::Arrivals;
 use crate::print;
 use cmf_candle::chat::Message;
 use cmf_candle::generate::{Generator, Stream};
@@ -57,6 +58,7 @@ pub(super) struct Session<'s, 'm> {
     pub(super) text: &'s Text,
     pub(super) card: &'s Card,
     pub(super) picture: Option<&'s Picture>,
+    pub(super) arrivals: Option<&'s Arrivals>,
     pub(super) generator: Generator<'s, 's>,
     pub(super) messages: Vec<Message>,
 }
@@ -109,6 +111,9 @@ impl Session<'_, '_> {
         let mut generating = Instant::now();
         while tokens < self.args.tokens {
             let id = self.generator.choose(&mut sampler)?;
+            if let Some(arrivals) = self.arrivals {
+                arrivals.token();
+            }
             if first.is_none() {
                 first = Some(started.elapsed().as_secs_f64());
                 generating = Instant::now();

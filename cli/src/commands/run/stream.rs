@@ -1,6 +1,7 @@
 //! A model that is still coming from a server.
 
 use super::{Args, options, talk};
+use crate::commands::arrivals::{self, Arrivals};
 use crate::device::Gpu;
 use anyhow::Context;
 use cmf_candle::cut;
@@ -24,8 +25,19 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
     if target.exists() {
         let model = Model::open(&target)?;
         let card = cut::card(&model)?;
-        return talk(args, gpu, &card, model.resident_with(budget, options(args, &model)?)?, sampling, None);
+        anyhow::ensure!(args.plot.is_none(), "{}: is there: nothing comes to --plot", target.display());
+        return talk(
+            args,
+            gpu,
+            &card,
+            model.resident_with(budget, options(args, &model)?)?,
+            sampling,
+            None,
+            None,
+        );
     }
+    arrivals::check(args.plot.as_deref(), args.force)?;
+    let arrivals = Arrivals::new();
     let fetching = FetchOptions::default();
     let mut fetch = Fetch::begin(cmf_sources::open(url, &fetching)?, &target, fetching)?;
     let options = options(args, fetch.model())?;
@@ -35,12 +47,20 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
     let required = fetch.schedule().required_steps();
     fetch.limit(fetch.schedule().plan(budget)?.units());
     std::thread::scope(|scope| -> anyhow::Result<()> {
-        let fetching = scope.spawn(|| fetch.run(&|_| {}));
+        let fetching = scope.spawn(|| fetch.run(&|progress| arrivals.came(progress)));
         let talked = fetch.wait_beyond(required.checked_sub(1)).filter(|arrived| *arrived >= required).map(
             |arrived| {
                 let card = cut::card(fetch.model())?;
                 let resident = fetch.model().resident_of(budget, options.clone(), arrived)?;
-                talk(args, gpu, &card, resident, sampling, Some(&|moving, done| refine(&fetch, moving, done)))
+                talk(
+                    args,
+                    gpu,
+                    &card,
+                    resident,
+                    sampling,
+                    Some(&|moving, done| refine(&fetch, moving, done)),
+                    Some(&arrivals),
+                )
             },
         );
         fetch.stop();
@@ -49,6 +69,9 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
         Ok(fetched?)
     })?;
     let progress = fetch.progress();
+    if let Some(path) = &args.plot {
+        arrivals.write(path, arrivals::name_of(url), fetch.schedule(), fetch.model().file_bytes())?;
+    }
     let part = fetch.part().display().to_string();
     match fetch.finish() {
         Ok(_) => Ok(()),
