@@ -97,7 +97,7 @@ fn add_sums<const R: usize, const T: usize>(lanes: &[[__m512; T]; R], stride: us
 }
 
 /// How far ahead a single row of codes is asked for.
-const AHEAD: usize = 1 << 11;
+const AHEAD: usize = 1 << 12;
 
 /// How far ahead a row of codes is asked for: the rows of the next tile where they are near.
 #[inline(always)]
@@ -142,7 +142,12 @@ pub(super) fn fast(codes: &Codes<'_>, input: &Input<'_>, lanes: &mut [[f32; 16]]
 /// Few tokens by rows of 4 or 8 bits whose scales are read where they lie, row after row as memory
 /// likes it best. Gives whether that is what there is.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(super) fn fast_stored(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+pub(super) fn fast_stored(
+    codes: &Codes<'_>,
+    input: &Input<'_>,
+    prepared: &mut [[f32; 16]],
+    out: &mut [f32],
+) -> bool {
     let (Map::Signed(offset), Some(scales)) = (codes.map, codes.stored) else { return false };
     if input.tokens >= TILE || ![4, 8].contains(&codes.bits) {
         return false;
@@ -151,11 +156,15 @@ pub(super) fn fast_stored(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32])
     let unpacker = Unpacker::new(codes.bits);
     let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
     for token in 0..input.tokens {
+        match is_nibbles {
+            true => prepare_pairs(less, input, token, prepared),
+            false => prepare_blocks(less, input, token, prepared),
+        }
         let outs = out.chunks_exact_mut(input.tokens);
         for (row, out) in outs.enumerate().take(codes.rows) {
             let lanes = match is_nibbles {
-                true => stored_nibbles(codes, &scales, less, input, row, token),
-                false => stored_row(codes, &scales, &unpacker, less, input, row, token),
+                true => stored_nibbles(codes, &scales, prepared, input, row, token),
+                false => stored_row(codes, &scales, &unpacker, prepared, input, row, token),
             };
             if let Some(out) = out.get_mut(token) {
                 *out += sum(lanes);
@@ -163,6 +172,30 @@ pub(super) fn fast_stored(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32])
         }
     }
     true
+}
+
+/// Of each pair of blocks the sums of activations times `-less`, 32 bits each, and their scales.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
+fn prepare_pairs(less: __m512i, input: &Input<'_>, token: usize, out: &mut [[f32; 16]]) {
+    let (halves, pairs) = input.pairs(token);
+    let out = out.as_chunks_mut::<2>().0.iter_mut();
+    for (([even, odd], [first, second]), [taken, scale]) in halves.iter().zip(pairs).zip(out) {
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(even));
+        let sums = _mm512_dpbusd_epi32(sums, less, load_codes(odd));
+        store_floats(_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_setzero_si512(), sums)), taken);
+        store_floats(_mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(*first), _mm512_set1_ps(*second)), scale);
+    }
+}
+
+/// The same of each block, without scales.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
+fn prepare_blocks(less: __m512i, input: &Input<'_>, token: usize, out: &mut [[f32; 16]]) {
+    for (q, out) in input.quantised(token).iter().zip(out) {
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(q));
+        store_floats(_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_setzero_si512(), sums)), out);
+    }
 }
 
 /// Takes scales of a row to lanes.
@@ -187,12 +220,19 @@ impl<'k> Spreader<'k> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
     fn scales(&self, granule: usize) -> __m512 {
+        _mm512_permutexvar_ps(self.lanes, self.eight(granule))
+    }
+
+    /// The scales from the group of granule `granule` on, one a lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,f16c")]
+    fn eight(&self, granule: usize) -> __m512 {
         let from = self.row.get(granule >> self.log..).unwrap_or(&[]);
         let halves = match from.first_chunk::<8>() {
             Some(halves) => load_16_halves(halves),
             None => _mm512_castsi512_si128(load_part(from.as_flattened(), 16)),
         };
-        _mm512_permutexvar_ps(self.lanes, _mm512_castps256_ps512(_mm256_cvtph_ps(halves)))
+        _mm512_castps256_ps512(_mm256_cvtph_ps(halves))
     }
 }
 
@@ -208,33 +248,58 @@ fn load_16_halves(halves: &[[u8; 2]; 8]) -> __m128i {
 fn stored_nibbles(
     codes: &Codes<'_>,
     scales: &StoredScales<'_>,
-    less: __m512i,
+    prepared: &[[f32; 16]],
     input: &Input<'_>,
     row: usize,
     token: usize,
 ) -> __m512 {
     let bytes = codes.own_row(row);
-    let whole = bytes.as_chunks::<64>().0;
-    let low = _mm512_set1_epi8(15);
     let spreader = Spreader::new(scales, row, 1);
     let mut lanes = _mm512_setzero_ps();
-    let (halves, pairs) = input.pairs(token);
-    for (i, ([even, odd], [first, second])) in halves.iter().zip(pairs).enumerate() {
-        prefetch(bytes, i * 64 + AHEAD);
-        let (even, odd) = (load_codes(even), load_codes(odd));
-        let taken = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), less, even), less, odd);
-        let scale = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(*first), _mm512_set1_ps(*second));
-        let bytes = match whole.get(i) {
-            Some(bytes) => load_bytes(bytes),
-            None => load_part(bytes.get(i * 64..).unwrap_or(&[]), 64),
-        };
-        let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
-        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(bytes, low), even);
-        let sums = _mm512_sub_epi32(_mm512_dpbusd_epi32(sums, upper, odd), taken);
-        let of_rows = _mm512_mul_ps(spreader.scales(8 * i), scale);
-        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes);
+    let halves = input.pairs(token).0;
+    let prepared = prepared.as_chunks::<2>().0.get(..halves.len()).unwrap_or(&[]);
+    let mut done = 0;
+    if scales.granules_log > 0 {
+        // One load has the scales of two pairs.
+        let second = _mm512_add_epi32(spreader.lanes, _mm512_set1_epi32(8 >> scales.granules_log.min(4)));
+        let (fours, _) = bytes.as_chunks::<128>();
+        let both = halves.as_chunks::<2>().0.iter().zip(prepared.as_chunks::<2>().0);
+        for (i, (bytes, ([a, b], [of_a, of_b]))) in fours.iter().zip(both).enumerate() {
+            let (now, next) = bytes.split_at(64);
+            prefetch(bytes, AHEAD);
+            prefetch(next, AHEAD);
+            let eight = spreader.eight(16 * i);
+            let of_rows = _mm512_permutexvar_ps(spreader.lanes, eight);
+            lanes = add_nibbles(load_some(now, 64), a, of_a, of_rows, lanes);
+            let of_rows = _mm512_permutexvar_ps(second, eight);
+            lanes = add_nibbles(load_some(next, 64), b, of_b, of_rows, lanes);
+        }
+        done = 2 * fours.len().min(halves.len() / 2);
+    }
+    for (i, (halves, prepared)) in halves.iter().zip(prepared).enumerate().skip(done) {
+        let bytes = bytes.get(i * 64..).unwrap_or(&[]);
+        prefetch(bytes, AHEAD);
+        lanes = add_nibbles(load_some(bytes, 64), halves, prepared, spreader.scales(8 * i), lanes);
     }
     lanes
+}
+
+/// Adds the products of a pair of blocks, which was prepared by [`prepare_pairs`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
+fn add_nibbles(
+    bytes: __m512i,
+    [even, odd]: &[[i8; BLOCK]; 2],
+    [taken, scale]: &[[f32; 16]; 2],
+    of_rows: __m512,
+    lanes: __m512,
+) -> __m512 {
+    let low = _mm512_set1_epi8(15);
+    let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+    let sums = _mm512_castps_si512(load_floats(taken));
+    let sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(bytes, low), load_codes(even));
+    let sums = _mm512_dpbusd_epi32(sums, upper, load_codes(odd));
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(of_rows, load_floats(scale)), lanes)
 }
 
 #[inline]
@@ -243,7 +308,7 @@ fn stored_row(
     codes: &Codes<'_>,
     scales: &StoredScales<'_>,
     unpacker: &Unpacker,
-    less: __m512i,
+    prepared: &[[f32; 16]],
     input: &Input<'_>,
     row: usize,
     token: usize,
@@ -251,14 +316,13 @@ fn stored_row(
     let bytes = codes.row(row);
     let spreader = Spreader::new(scales, row, 2);
     let mut lanes = _mm512_setzero_ps();
-    for (block, (q, scale)) in input.quantised(token).iter().zip(input.scales(token)).enumerate() {
+    let blocks = input.quantised(token).iter().zip(input.scales(token)).zip(prepared);
+    for (block, ((q, scale), taken)) in blocks.enumerate() {
         prefetch(bytes, block * 8 * codes.bits + AHEAD);
-        let q = load_codes(q);
-        let taken = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, q);
-        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpacker.unpack(bytes, block), q);
-        let sums = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, taken));
+        let sums = _mm512_castps_si512(load_floats(taken));
+        let sums = _mm512_dpbusd_epi32(sums, unpacker.unpack(bytes, block), load_codes(q));
         let of_rows = _mm512_mul_ps(spreader.scales(GRANULES * block), _mm512_set1_ps(*scale));
-        lanes = _mm512_fmadd_ps(sums, of_rows, lanes);
+        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes);
     }
     lanes
 }

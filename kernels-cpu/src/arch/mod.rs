@@ -80,13 +80,20 @@ pub(crate) fn fast(
 }
 
 /// As [`fast`], with scales as they are stored, where there is a kernel for that: else `false`.
-pub(crate) fn fast_stored(simd: Simd, codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+/// `prepared` has room for a vector for each block.
+pub(crate) fn fast_stored(
+    simd: Simd,
+    codes: &Codes<'_>,
+    input: &Input<'_>,
+    prepared: &mut [[f32; 16]],
+    out: &mut [f32],
+) -> bool {
     #[cfg(target_arch = "x86_64")]
     if simd.0 == Isa::Avx512 {
         // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::fast_stored(codes, input, out) };
+        return unsafe { avx512::fast_stored(codes, input, prepared, out) };
     }
-    let _ = (simd, codes, input, out);
+    let _ = (simd, codes, input, prepared, out);
     false
 }
 

@@ -107,7 +107,7 @@ impl Plan {
         if is_fast
             && self.zero == Zero::None
             && let Some(codes) = self.as_stored(view, rows.clone())
-            && arch::fast_stored(simd, &codes, input, out)
+            && arch::fast_stored(simd, &codes, input, sized(&mut work.lanes, self.stride()), out)
         {
             return Ok(());
         }

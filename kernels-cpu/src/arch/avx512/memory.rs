@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::operands::{GRANULES, sum_lanes};
+use crate::operands::GRANULES;
 
 /// The first bytes of `bytes`, at most `most` and 64, and zeros.
 #[inline]
@@ -115,13 +115,16 @@ pub(super) fn spread_8(values: &[[f32; GRANULES]; 2]) -> __m512 {
     _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(eight))
 }
 
-/// The sum of lanes, by halves.
+/// The sum of lanes, by halves, as [`crate::operands::sum_lanes`] adds them.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn sum(lanes: __m512) -> f32 {
-    let mut out = [0.0; 16];
-    store_floats(lanes, &mut out);
-    sum_lanes(out)
+    let upper =
+        _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes))));
+    let eight = _mm512_castps512_ps256(_mm512_add_ps(lanes, upper));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 /// The transpose of eight vectors of eight quadwords.
