@@ -70,6 +70,29 @@ impl<'k> StoredScales<'k> {
     }
 }
 
+/// Scales or zero points that are codes, 16 of which have a scale of f16: values of rows of groups.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Small<'k> {
+    /// Bits of a code, to which `offset` is added.
+    pub(crate) bits: usize,
+    pub(crate) offset: i16,
+    /// From the first row on; rows lie `row_bytes` apart.
+    pub(crate) bytes: &'k [u8],
+    pub(crate) row_bytes: usize,
+    /// The scales of 16 codes, `groups` a row.
+    pub(crate) scales: &'k [[u8; 2]],
+    pub(crate) groups: usize,
+}
+
+/// Rows of codes of 4 bits with scales and perhaps zero points, which are added, for groups of 32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Twice<'k> {
+    /// Without scales and zero points.
+    pub(crate) codes: Codes<'k>,
+    pub(crate) scale: Small<'k>,
+    pub(crate) zero: Option<Small<'k>>,
+}
+
 impl<'k> Codes<'k> {
     /// The bytes from row `row` on.
     #[inline(always)]

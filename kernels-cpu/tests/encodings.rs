@@ -59,6 +59,19 @@ fn grouped_zero_points() -> Result {
 }
 
 #[test]
+fn grouped_codes_with_codes_for_scales() -> Result {
+    for zero in [ZeroOp::None, ZeroOp::Add] {
+        for (rows, cols) in [(1, 31), (5, 576), (7, 1100), (9, 1536)] {
+            let map = CodeMap::Integer { offset: if zero == ZeroOp::Add { 0 } else { -8 } };
+            let own = Grouped { zero, twice: true, map, ..Grouped::symmetric(4, 32) };
+            let expect = Expect { roundings: 2000, quantises: true };
+            check(Parts::of(own.node(rows, cols, &mut Numbers(5))?), rows, cols, 9, expect)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn grouped_tables_and_small_floats() -> Result {
     let maps = [
         (4, CodeMap::Table),

@@ -6,11 +6,13 @@
 
 mod memory;
 mod trellis;
+mod twice;
 
 use core::arch::x86_64::*;
 
 use self::memory::*;
 pub(super) use self::trellis::{trellis, trellis_fast};
+pub(super) use self::twice::fast_twice;
 use crate::operands::{
     BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero,
 };

@@ -8,7 +8,7 @@ mod avx512;
 mod portable;
 
 use crate::isa::Isa;
-use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Words};
+use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Twice, Words};
 
 /// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +94,25 @@ pub(crate) fn fast_stored(
         return unsafe { avx512::fast_stored(codes, input, prepared, out) };
     }
     let _ = (simd, codes, input, prepared, out);
+    false
+}
+
+/// As [`fast_stored`], for rows whose scales and zero points are codes. `prepared` has room for a vector
+/// for each block and for each 8 of them.
+pub(crate) fn fast_twice(
+    simd: Simd,
+    rows: &Twice<'_>,
+    input: &Input<'_>,
+    prepared: &mut [[f32; 16]],
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        unsafe { avx512::fast_twice(rows, input, prepared, out) };
+        return true;
+    }
+    let _ = (simd, rows, input, prepared, out);
     false
 }
 

@@ -3,7 +3,7 @@
 use super::{Plan as AnyPlan, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, StoredScales, Zero};
+use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, Small, StoredScales, Twice, Zero};
 use crate::work::{Work, sized};
 use cmf_format::DType;
 use cmf_format::bits::row_bytes;
@@ -13,6 +13,9 @@ use core::ops::Range;
 
 /// Takes some rows of codes, their zero points and their part of the output.
 type Kernel<'k> = dyn FnMut(Codes<'_>, &mut [f32], &mut [f32]) + 'k;
+
+/// Tokens from which on weights are decoded once for all.
+const FEW: usize = 4;
 
 /// Rows for which scales are spread out at a time.
 const ROWS: usize = 16;
@@ -111,6 +114,16 @@ impl Plan {
         {
             return Ok(());
         }
+        if is_fast
+            && input.tokens < FEW
+            && !input.halves.is_empty()
+            && let Some(twice) = self.as_twice(view, rows.clone())
+        {
+            let vectors = self.stride() + self.blocks.div_ceil(8);
+            if arch::fast_twice(simd, &twice, input, sized(&mut work.lanes, vectors), out) {
+                return Ok(());
+            }
+        }
         let mut lanes = core::mem::take(&mut work.lanes);
         let of_tokens = sized(&mut lanes, input.tokens);
         let done = self.each_rows(simd, view, rows, input.tokens, out, work, &mut |codes, zeros, out| {
@@ -146,6 +159,24 @@ impl Plan {
                 granules_log: if groups == 1 { 31 } else { self.group_granules.trailing_zeros() },
             }),
             ..self.codes(view, rows, &[])
+        })
+    }
+
+    /// Rows of 4 bits whose scales and zero points are codes as recipes make them.
+    fn as_twice<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>) -> Option<Twice<'v>> {
+        if self.bits != 4 || self.group_granules != 2 || self.group_rows != 1 {
+            return None;
+        }
+        let zero = match (self.zero, view.zero(), &self.zeros) {
+            (Zero::None, ..) => None,
+            (Zero::Add, Some(view), Some(plan)) => Some(small(view, plan, rows.clone())?),
+            _ => return None,
+        };
+        let scale = small(view.scale()?, self.scale.as_ref()?, rows.clone())?;
+        (view.scale()?.rows() == view.rows()).then(|| Twice {
+            codes: self.codes(view, rows, &[]),
+            scale,
+            zero,
         })
     }
 
@@ -257,6 +288,29 @@ impl Plan {
         work.raw = raw;
         done
     }
+}
+
+/// Codes with a scale of f16 for each 16 of a row, if that is what they are.
+fn small<'v>(view: &'v AnyView<'_>, plan: &'v AnyPlan, rows: Range<usize>) -> Option<Small<'v>> {
+    let (AnyView::Grouped(view), AnyPlan::Grouped(plan)) = (view, plan) else { return None };
+    let AnyView::Dense(scale) = view.scale()? else { return None };
+    let simple = plan.values.is_none()
+        && plan.zero == Zero::None
+        && plan.group_granules == 1
+        && plan.group_rows == 1
+        && scale.dtype() == DType::F16
+        && scale.rows() == view.rows()
+        && scale.cols() == view.cols().div_ceil(GRANULE);
+    let scales = scale.bytes().as_chunks::<2>().0.get(rows.start * scale.cols()..rows.end * scale.cols())?;
+    let bytes = view.codes().get(rows.start * plan.row_bytes..rows.end * plan.row_bytes)?;
+    simple.then_some(Small {
+        bits: plan.bits,
+        offset: plan.offset,
+        bytes,
+        row_bytes: plan.row_bytes,
+        scales,
+        groups: scale.cols(),
+    })
 }
 
 /// Each value as many times as a group has granules.

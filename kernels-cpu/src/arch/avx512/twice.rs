@@ -1,0 +1,104 @@
+//! Codes of 4 bits whose scales and zero points are codes again: 16 groups of 32 columns at a time.
+
+use core::arch::x86_64::*;
+
+use super::memory::*;
+use super::*;
+use crate::operands::{Small, Twice};
+
+/// Blocks of 16 groups.
+const BLOCKS: usize = 8;
+
+/// Decodes 16 scales or zero points.
+struct Decoder<'k> {
+    small: Small<'k>,
+    bytes: __m128i,
+    shifts: __m128i,
+    mask: __m128i,
+    offset: __m512i,
+}
+
+impl<'k> Decoder<'k> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn new(small: &Small<'k>) -> Self {
+        let unpacker = Unpacker::new(small.bits);
+        Self {
+            small: *small,
+            bytes: _mm512_castsi512_si128(unpacker.bytes),
+            shifts: _mm512_castsi512_si128(unpacker.shifts),
+            mask: _mm512_castsi512_si128(unpacker.mask),
+            offset: _mm512_set1_epi32(small.offset.into()),
+        }
+    }
+
+    /// Values `16 * i` to `16 * i + 15` of row `row`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,f16c")]
+    fn sixteen(&self, row: usize, i: usize) -> __m512 {
+        let small = &self.small;
+        let bytes = small.bytes.get(row * small.row_bytes + i * 2 * small.bits..).unwrap_or(&[]);
+        let bytes = match bytes.first_chunk() {
+            Some(bytes) => load_16(bytes),
+            None => _mm512_castsi512_si128(load_part(bytes, 16)),
+        };
+        let words = _mm_permutexvar_epi8(self.bytes, bytes);
+        let codes = _mm_and_si128(_mm_multishift_epi64_epi8(self.shifts, words), self.mask);
+        let codes = _mm512_add_epi32(_mm512_cvtepu8_epi32(codes), self.offset);
+        let scale = small.scales.get(row * small.groups + i).copied().unwrap_or_default();
+        let scale = _mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(scale).into()));
+        _mm512_mul_ps(_mm512_cvtepi32_ps(codes), _mm512_broadcastss_ps(scale))
+    }
+}
+
+/// Few tokens by such rows. `prepared` has room for a vector for each block and for each 8 of them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+pub(in crate::arch) fn fast_twice(
+    rows: &Twice<'_>,
+    input: &Input<'_>,
+    prepared: &mut [[f32; 16]],
+    out: &mut [f32],
+) {
+    let codes = &rows.codes;
+    let Map::Signed(offset) = codes.map else { return };
+    let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
+    let scale = Decoder::new(&rows.scale);
+    let zero = match &rows.zero {
+        Some(zero) => Some(Decoder::new(zero)),
+        None => None,
+    };
+    let lane = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    let groups: [__m512i; BLOCKS / 2] =
+        core::array::from_fn(|i| _mm512_add_epi32(lane, _mm512_set1_epi32(4 * i as i32)));
+    let (of_pairs, sums) = prepared.split_at_mut(codes.stride().min(prepared.len()));
+    for token in 0..input.tokens {
+        prepare_pairs(less, input, token, of_pairs);
+        for (blocks, sums) in input.granule_sums(token).chunks(BLOCKS).zip(&mut *sums) {
+            *sums = [0.0; 16];
+            let pairs = blocks.as_flattened().as_chunks::<2>().0;
+            sums.iter_mut().zip(pairs).for_each(|(sum, [a, b])| *sum = a + b);
+        }
+        let halves = input.pairs(token).0;
+        let pairs = halves.chunks(BLOCKS / 2).zip(of_pairs.as_chunks::<2>().0.chunks(BLOCKS / 2));
+        let outs = out.chunks_exact_mut(input.tokens).enumerate().take(codes.rows);
+        for (row, out) in outs {
+            let bytes = codes.own_row(row);
+            let mut lanes = _mm512_setzero_ps();
+            for (i, ((halves, prepared), sums)) in pairs.clone().zip(&*sums).enumerate() {
+                let scales = scale.sixteen(row, i);
+                if let Some(zero) = &zero {
+                    lanes = _mm512_fmadd_ps(zero.sixteen(row, i), load_floats(sums), lanes);
+                }
+                for (j, (halves, prepared)) in halves.iter().zip(prepared).enumerate() {
+                    let bytes = bytes.get((i * BLOCKS / 2 + j) * 64..).unwrap_or(&[]);
+                    prefetch(bytes, AHEAD);
+                    let of_rows = _mm512_permutexvar_ps(groups[j], scales);
+                    lanes = add_nibbles(load_some(bytes, 64), halves, prepared, of_rows, lanes);
+                }
+            }
+            if let Some(out) = out.get_mut(token) {
+                *out += sum(lanes);
+            }
+        }
+    }
+}
