@@ -479,6 +479,12 @@ fn permutation(
     all.push(("TERMS", terms as i64));
     all.extend(numbers);
     let mut permutation = Permutation { kernel, numbers: all };
+    let fused = kernel == "multiply"
+        && terms > 1
+        && permutation.number("M") > 1
+        && permutation.number("WAY") == 1
+        && !(permutation.number("LUT") == 1 && table_place(kernel, &permutation) == 2);
+    permutation.numbers.push(("FUSED", fused.into()));
     if permutation.number("LUT") == 1 {
         let lut = table_place(kernel, &permutation);
         permutation.numbers.iter_mut().filter(|(name, _)| *name == "LUT").for_each(|(_, value)| *value = lut);

@@ -1,5 +1,7 @@
 // y (+)= x Sᵀ for the sum S of some terms. A thread has R rows and M activations; LANES threads share
 // the columns, and each row has WIDTH / LANES neighbours in a workgroup.
+// FUSED: the values of all terms are added up before they are multiplied, which many activations want;
+// a step has four columns then.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 #import params
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -30,6 +32,39 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
 #end
+#if FUSED == 1
+#for t in 0..TERMS
+  let here${t} = ((p.terms_held >> ${t}u) & 1u) != 0u;
+#use begin
+#end
+  for (var step = lane; step < p.steps; step += ${LANES}u) {
+    let column = step * 4u;
+#for r in 0..R
+    var total${r} = vec4<f32>(0.0);
+#end
+#for t in 0..TERMS
+    if here${t} {
+#use load
+#use quad
+#for r in 0..R
+#if FACTOR == 0
+      total${r} += w${r};
+#else
+      total${r} += w${r} * f${t}_${r};
+#end
+#end
+    }
+#end
+#for i in 0..4
+#for h in 0..PARTS
+    let x${i}_${h} = x[tile + (p.first_col + column + ${i}u) * ${PARTS}u + ${h}u];
+#for r in 0..R
+    sum${r}_${h} += total${r}.${xyzw[i]} * x${i}_${h};
+#end
+#end
+#end
+  }
+#else
 #for t in 0..TERMS
   if ((p.terms_held >> ${t}u) & 1u) != 0u {
     let term = p.terms[${t}];
@@ -94,6 +129,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
   }
+#end
 #end
 #if LANES > 1
 #for r in 0..R

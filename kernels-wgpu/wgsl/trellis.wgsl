@@ -1,6 +1,7 @@
 // trellis (spec: encodings/trellis). STATE: bits of a window, STEP: bits of a weight, CODE: 0 table,
 // 1 byte sum. WAY: 0 any shape, window by window; 1 down the columns and 2 along the rows, where each
 // ring is a whole number of words and no tile of rows (1) or columns (2) goes over a path's end.
+// FUSED: whether the names of all terms are in one scope.
 // GROUP: 0 one scale for each row, 3 scales by column.
 // LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory. ENTRIES:
 // of the table.
@@ -56,31 +57,36 @@ fn window${t}(row: u32, column: u32) -> u32 {
 #end
 
 #def begin
+let term${t} = p.terms[${t}];
 #if LUT == 2
 // Not before all have read the term before.
 workgroupBarrier();
-for (var i = lane; i < ${ENTRIES}u; i += ${LANES}u) { lut[i] = table${t}(term.table_at + i); }
+for (var i = lane; i < ${ENTRIES}u; i += ${LANES}u) { lut[i] = table${t}(term${t}.table_at + i); }
 workgroupBarrier();
 #end
 #for r in 0..R
-let row${r} = min(row0 + ${r}u, p.rows - 1u);
-let group_row${r} = select(row${r} / max(term.group_rows, 1u), 0u, term.group_rows == 0u);
-let scale_at${r} = term.scale_at + group_row${r} * term.scale_row_stride;
+let row${t}_${r} = min(row0 + ${r}u, p.rows - 1u);
+let group_row${t}_${r} = select(row${t}_${r} / max(term${t}.group_rows, 1u), 0u, term${t}.group_rows == 0u);
+let scale_at${t}_${r} = term${t}.scale_at + group_row${t}_${r} * term${t}.scale_row_stride;
 #if GROUP == 0
-let f${r} = scale${t}(scale_at${r});
+#if FUSED == 1
+let f${t}_${r} = scale${t}(scale_at${t}_${r});
+#else
+let f${r} = scale${t}(scale_at${t}_${r});
+#end
 #end
 #end
 #if WAY == 1
-let path = row0 / term.a;
-let ring = min(term.a, term.e - path * term.a) * ${STEP}u;
-let path_words = path * term.b;
+let path${t} = row0 / term${t}.a;
+let ring${t} = min(term${t}.a, term${t}.e - path${t} * term${t}.a) * ${STEP}u;
+let path_words${t} = path${t} * term${t}.b;
 #for s in 0..SPLITS
-let before${s} = (row0 - path * term.a + 1u + ${s * SPLIT}u) * ${STEP}u;
-let bit${s} = select(before${s} - ${STATE}u, before${s} + ring - ${STATE}u, before${s} < ${STATE}u) % ring;
-let shift${s} = bit${s} & 31u;
-let next${s} = select((bit${s} >> 5u) + 1u, 0u, bit${s} + 32u >= ring);
-let low_at${s} = (path_words + (bit${s} >> 5u)) * (p.cols >> 2u);
-let high_at${s} = (path_words + next${s}) * (p.cols >> 2u);
+let before${t}_${s} = (row0 - path${t} * term${t}.a + 1u + ${s * SPLIT}u) * ${STEP}u;
+let bit${t}_${s} = select(before${t}_${s} - ${STATE}u, before${t}_${s} + ring${t} - ${STATE}u, before${t}_${s} < ${STATE}u) % ring${t};
+let shift${t}_${s} = bit${t}_${s} & 31u;
+let next${t}_${s} = select((bit${t}_${s} >> 5u) + 1u, 0u, bit${t}_${s} + 32u >= ring${t});
+let low_at${t}_${s} = (path_words${t} + (bit${t}_${s} >> 5u)) * (p.cols >> 2u);
+let high_at${t}_${s} = (path_words${t} + next${t}_${s}) * (p.cols >> 2u);
 #end
 #end
 #end
@@ -88,18 +94,18 @@ let high_at${s} = (path_words + next${s}) * (p.cols >> 2u);
 #def load
 #if WAY == 1
 #for s in 0..SPLITS
-let low${s} = codes${t}[low_at${s} + step] >> vec4<u32>(shift${s});
-let high${s} = (codes${t}[high_at${s} + step] << vec4<u32>(1u)) << vec4<u32>(31u - shift${s});
+let low${s} = codes${t}[low_at${t}_${s} + step] >> vec4<u32>(shift${t}_${s});
+let high${s} = (codes${t}[high_at${t}_${s} + step] << vec4<u32>(1u)) << vec4<u32>(31u - shift${t}_${s});
 let bits${s} = low${s} | high${s};
 #end
 #end
 #if WAY == 2
-let path = (step * ${QUADS * 4}u) / term.a;
-let path_step = step - path * (term.a / ${QUADS * 4}u);
-let last = min(term.a, p.cols - path * term.a) * ${STEP}u / 32u - 1u;
+let path = (step * ${QUADS * 4}u) / term${t}.a;
+let path_step = step - path * (term${t}.a / ${QUADS * 4}u);
+let last = min(term${t}.a, p.cols - path * term${t}.a) * ${STEP}u / 32u - 1u;
 let past = select(path_step * ${WORDS}u - 1u, last, path_step == 0u);
 #for r in 0..R
-let words${r} = row${r} * term.row_words + path * term.b;
+let words${r} = row${t}_${r} * term${t}.row_words + path * term${t}.b;
 let word${r}_0 = codes${t}[words${r} + past];
 #for i in 0..WORDS
 let word${r}_${i + 1} = codes${t}[words${r} + path_step * ${WORDS}u + ${i}u];
@@ -112,7 +118,7 @@ let word${r}_${i + 1} = codes${t}[words${r} + path_step * ${WORDS}u + ${i}u];
 #for r in 0..R
 #if WAY == 0
 #for i in 0..4
-let n${r}_${i} = window${t}(row${r}, min(column + ${i}u, p.cols - 1u));
+let n${r}_${i} = window${t}(row${t}_${r}, min(column + ${i}u, p.cols - 1u));
 #end
 #end
 #if WAY == 1
@@ -132,7 +138,7 @@ let n${r}_${i} = ((word${r}_${(32 + (q * 4 + i + 1) * STEP - STATE) / 32} >> ${(
 #end
 #if CODE == 0
 #if LUT == 0
-var w${r} = vec4<f32>(table${t}(term.table_at + n${r}_0), table${t}(term.table_at + n${r}_1), table${t}(term.table_at + n${r}_2), table${t}(term.table_at + n${r}_3));
+var w${r} = vec4<f32>(table${t}(term${t}.table_at + n${r}_0), table${t}(term${t}.table_at + n${r}_1), table${t}(term${t}.table_at + n${r}_2), table${t}(term${t}.table_at + n${r}_3));
 #end
 #if LUT == 1
 var w${r} = vec4<f32>(lut${t}[n${r}_0 >> 2u][n${r}_0 & 3u], lut${t}[n${r}_1 >> 2u][n${r}_1 & 3u], lut${t}[n${r}_2 >> 2u][n${r}_2 & 3u], lut${t}[n${r}_3 >> 2u][n${r}_3 & 3u]);
@@ -141,12 +147,12 @@ var w${r} = vec4<f32>(lut${t}[n${r}_0 >> 2u][n${r}_0 & 3u], lut${t}[n${r}_1 >> 2
 var w${r} = vec4<f32>(lut[n${r}_0], lut[n${r}_1], lut[n${r}_2], lut[n${r}_3]);
 #end
 #else
-var w${r} = vec4<f32>(window_value(n${r}_0, term.c, term.d), window_value(n${r}_1, term.c, term.d), window_value(n${r}_2, term.c, term.d), window_value(n${r}_3, term.c, term.d));
+var w${r} = vec4<f32>(window_value(n${r}_0, term${t}.c, term${t}.d), window_value(n${r}_1, term${t}.c, term${t}.d), window_value(n${r}_2, term${t}.c, term${t}.d), window_value(n${r}_3, term${t}.c, term${t}.d));
 #end
 #if GROUP == 3
 #for i in 0..4
-let g${r}_${i} = group_of(min(column + ${i}u, p.cols - 1u), term.group_cols);
-w${r}.${xyzw[i]} *= scale${t}(scale_at${r} + g${r}_${i} * term.scale_col_stride);
+let g${r}_${i} = group_of(min(column + ${i}u, p.cols - 1u), term${t}.group_cols);
+w${r}.${xyzw[i]} *= scale${t}(scale_at${t}_${r} + g${r}_${i} * term${t}.scale_col_stride);
 #end
 #end
 #end
