@@ -162,7 +162,7 @@ impl Kernels {
         for node in &low.b {
             self.multiply_nodes(pass, &[node], activations, plain, false)?;
         }
-        let elements = u64::from(low.rank.saturating_add(31)) * u64::from(batch.saturating_add(7));
+        let elements = u64::from(low.rank.saturating_add(31)) * u64::from(batch.saturating_add(15));
         let mut tiles = Some(workspace.get(self, Scratch::InnerTiles, elements)?);
         let between = Activations::shaped(self, &mut tiles, batch, low.rank)?;
         self.lay_out(pass, workspace, &inner, &between)?;

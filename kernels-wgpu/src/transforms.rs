@@ -189,7 +189,7 @@ pub struct Activations {
     buffer: Option<wgpu::Buffer>,
     pub(crate) batch: u32,
     pub(crate) size: u32,
-    /// Activations of a tile: 1, 4 or 8.
+    /// Activations of a tile: 1, 4, 8 or 16.
     pub(crate) tile: u32,
     /// Elements of an activation in its tile.
     pub(crate) padded: u32,
@@ -201,7 +201,7 @@ impl Activations {
         self.buffer.as_ref().map_or(0, wgpu::Buffer::size)
     }
 
-    /// Where they are: tiles of 1, 4 or 8 activations, element by element, in rows of a multiple of 32
+    /// Where they are: tiles of 1, 4, 8 or 16 activations, element by element, in rows of a multiple of 32
     /// elements; `None` before [`Kernels::activate`].
     pub fn buffer(&self) -> Option<&wgpu::Buffer> {
         self.buffer.as_ref()
@@ -222,6 +222,8 @@ impl Activations {
             0 => return Err(Error::argument("no activations")),
             1 => 1,
             2..=4 => 4,
+            // Where a thread has its rows for itself, and nothing is filled up for it.
+            _ if kernels.tuning().lanes == 1 && (batch - 1) % 16 >= 8 => 16,
             _ => 8,
         };
         let padded = size.checked_next_multiple_of(32).ok_or_else(|| Error::limit("too many inputs"))?;

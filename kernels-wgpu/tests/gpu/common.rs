@@ -94,9 +94,14 @@ pub(crate) fn check(bed: &Bed, name: &str, nodes: &[Arc<NodeData>], near: Near) 
     compare_with_reference(bed, name, nodes, near, [&[1], &[]])
 }
 
-/// [`check`], in tiles of 1, 4 and 8 activations, by one thread a row and by several.
+/// [`check`], in tiles of 1, 4 and 16 activations, by one thread a row and by several.
 pub(crate) fn check_tiles(bed: &Bed, name: &str, nodes: &[Arc<NodeData>], near: Near) -> TestResult {
     compare_with_reference(bed, name, nodes, near, [&[1, 9], &[3]])
+}
+
+/// [`check`], in tiles of 8 activations, by one thread a row and by several.
+pub(crate) fn check_eights(bed: &Bed, name: &str, nodes: &[Arc<NodeData>], near: Near) -> TestResult {
+    compare_with_reference(bed, name, nodes, near, [&[5], &[5]])
 }
 
 /// Batches are those of each kernels of the bed.

@@ -1,6 +1,6 @@
 //! `trellis`.
 
-use crate::common::{Near, Random, TestResult, bed, check, check_tiles, dense_node, scales};
+use crate::common::{Near, Random, TestResult, bed, check, check_eights, check_tiles, dense_node, scales};
 use cmf_format::encoding::grouped::groups;
 use cmf_format::encoding::trellis::{Axis, Code, Descriptor, pack};
 use cmf_format::{DType, NodeData};
@@ -75,5 +75,6 @@ fn five_planes_add_up() -> TestResult {
         check(&bed, &format!("{held} planes"), planes.get(..held).ok_or("planes")?, Near::Exact)?;
     }
     check_tiles(&bed, "planes in tiles", &planes, Near::Exact)?;
+    check_eights(&bed, "planes in tiles of 8", &planes, Near::Exact)?;
     Ok(())
 }
