@@ -1,6 +1,6 @@
 //! How fast products with packed weights are, beside a plain read of the same bytes in the same rounds.
 //!
-//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD]`
+//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD] [avx2|scalar]`
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
 use cmf_format::{DType, NodeData};
@@ -60,7 +60,12 @@ fn main() -> Result {
     let mut args = std::env::args().skip(1);
     let threads: usize = args.next().map_or(Ok(1), |threads| threads.parse())?;
     let wanted = args.next().unwrap_or_default();
-    let isa = Isa::detect();
+    let isa = match args.next().as_deref() {
+        Some("scalar") => Isa::Scalar,
+        Some("avx2") => Isa::Avx2,
+        Some(other) => return Err(format!("no instruction set `{other}`").into()),
+        None => Isa::detect(),
+    };
     println!("{ROWS} x {COLS}, {isa:?}, threads {threads}");
     println!(
         "{:40} {:>9} {:>6} {:>11} {:>11} {:>9} {:>6} {:>8}",

@@ -4,6 +4,8 @@
 //! not are calls of such functions and loads and stores through pointers.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 
@@ -31,7 +33,7 @@ impl Simd {
         #[cfg(target_arch = "x86_64")]
         match self.0 {
             // SAFETY: `Simd::new` has seen that this machine has AVX2, FMA and F16C.
-            Isa::Avx2 => return unsafe { avx2(code) },
+            Isa::Avx2 => return unsafe { run_avx2(code) },
             // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
             Isa::Avx512 => return unsafe { avx512::run(code) },
             _ => {}
@@ -42,7 +44,7 @@ impl Simd {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2<R>(code: impl FnOnce() -> R) -> R {
+fn run_avx2<R>(code: impl FnOnce() -> R) -> R {
     code()
 }
 
@@ -76,6 +78,11 @@ pub(crate) fn fast(
     lanes: &mut [[f32; 16]],
     out: &mut [f32],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `Simd::new` has seen that this machine has AVX2, FMA and F16C.
+    if simd.0 == Isa::Avx2 && unsafe { avx2::fast(codes, input, out) } {
+        return;
+    }
     dispatch!(simd, fast(codes, input, lanes, out))
 }
 

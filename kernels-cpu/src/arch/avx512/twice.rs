@@ -63,10 +63,7 @@ pub(in crate::arch) fn fast_twice(
     let Map::Signed(offset) = codes.map else { return };
     let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
     let scale = Decoder::new(&rows.scale);
-    let zero = match &rows.zero {
-        Some(zero) => Some(Decoder::new(zero)),
-        None => None,
-    };
+    let zero = rows.zero.as_ref().map(|zero| Decoder::new(zero));
     let lane = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     let groups: [__m512i; BLOCKS / 2] =
         core::array::from_fn(|i| _mm512_add_epi32(lane, _mm512_set1_epi32(4 * i as i32)));
