@@ -42,7 +42,7 @@ impl Default for FetchOptions {
     fn default() -> Self {
         Self {
             connections: 4,
-            request_bytes: 4 << 20,
+            request_bytes: 1 << 20,
             stall: Duration::from_secs(20),
             pause: Duration::from_millis(500),
             attempts: 8,

@@ -85,11 +85,13 @@ impl Seen {
         let whole = file_bytes as f64 / pace.max(1e-9);
         points.extend(points.last().map(|(at, last)| (whole.max(*at), *last)));
         let mark = |x: f64, steps: usize, what: String| Mark { x, y: Some(value(steps)), label: what };
-        let mut marks = vec![mark(first.0, first.1, format!("required units: {:.1} s", first.0))];
-        if let Some(token) = self.first_token {
-            let steps = there.iter().take_while(|(at, _)| *at <= token).last().unwrap_or(first).1;
-            marks.push(mark(token, steps, format!("first token: {token:.1} s")));
-        }
+        let begins = match self.first_token {
+            Some(token) => format!("required units: {:.1} s, first token: {token:.1} s", first.0),
+            None => format!("required units: {:.1} s", first.0),
+        };
+        let mut marks = vec![mark(first.0, first.1, begins)];
+        // The axis begins when the command does.
+        marks.push(Mark { x: 0.0, y: None, label: String::new() });
         marks.push(mark(whole, most, format!("the whole file: {whole:.1} s")));
         Ok(Chart {
             title: format!("{name}: {} at {} a second", size::show(file_bytes), size::show(pace as u64)),
