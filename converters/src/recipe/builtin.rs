@@ -22,6 +22,7 @@ macro_rules! builtin {
 builtin!(
     "keep",
     "any-size",
+    "any-size-fine",
     "bitstack",
     "any-precision",
     "lossless",
