@@ -18,8 +18,10 @@ use cmf_format::transform::{Side, left_multiply};
 use core::ops::Range;
 use rayon::prelude::*;
 
-/// Products of weights and tokens below which one thread is faster than several.
+/// Products of weights and tokens below which one thread is faster than several, which have to wake up;
+/// and the same by quantised activations.
 const FEW_PRODUCTS: usize = 1 << 18;
+const FEW_FAST_PRODUCTS: usize = 1 << 20;
 /// Tokens from which on rows of the sum of several terms are decoded, in exact products.
 const MANY_TOKENS: usize = 8;
 /// Rows of a thread's part are a multiple: trellis paths have up to 32 rows in a word.
@@ -126,7 +128,11 @@ impl<'a> Linear<'a> {
         let (rows, tokens) = (self.rows(), x.tokens());
         out.fill(0.0);
         let products = rows.saturating_mul(self.cols()).saturating_mul(tokens);
-        let threads = if products < FEW_PRODUCTS { 1 } else { rayon::current_num_threads() };
+        let few = match x.precision() {
+            Precision::Exact => FEW_PRODUCTS,
+            Precision::Fast => FEW_FAST_PRODUCTS,
+        };
+        let threads = if products < few { 1 } else { rayon::current_num_threads() };
         let part = rows.div_ceil(threads).next_multiple_of(PART_ROWS);
         let workers = scratch.workers(threads);
         if let ([work, ..], true) = (&mut *workers, part >= rows) {
