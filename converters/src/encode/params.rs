@@ -135,6 +135,9 @@ pub enum TrellisCode {
     ByteSum,
     /// A trained table of 8-bit values, shared by all tensors.
     Table,
+    /// A trained table of 64 values whose place is a linear map of the window's bits: long windows at
+    /// the speed of short ones.
+    Hashed,
 }
 
 /// The direction of paths.

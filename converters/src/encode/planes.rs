@@ -131,6 +131,7 @@ pub(super) fn trellis(
     let (windows, code) = match params.code {
         TrellisCode::ByteSum => (Trellis::byte_sum(state_bits, step_bits)?, Code::BYTE_SUM),
         TrellisCode::Table => (Trellis::trained(state_bits, step_bits)?, Code::Table),
+        TrellisCode::Hashed => (Trellis::hashed(state_bits, step_bits)?, Code::Table),
     };
     let feedback = match params.axis {
         PathAxis::Down => calibration.and_then(|c| c.feedback(params.damping)),
@@ -222,7 +223,7 @@ pub(super) fn trellis(
     };
     let table = match params.code {
         TrellisCode::ByteSum => None,
-        TrellisCode::Table => {
+        TrellisCode::Table | TrellisCode::Hashed => {
             let values = windows.values();
             Some(Arc::new(
                 dense::pack_values(DType::I8, 1, values.len() as u64, values).map_err(format_error)?,

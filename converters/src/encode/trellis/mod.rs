@@ -13,6 +13,7 @@ mod tests;
 mod viterbi;
 
 use crate::error::{Error, Result};
+use tables::hashed as hashed_table;
 pub use tables::trained as trained_table;
 use viterbi::{Buffers, Fixed};
 
@@ -104,6 +105,23 @@ impl Trellis {
         })?;
         let values = values.iter().map(|v| f32::from(*v)).collect();
         Ok(Self { unit, ..Self::table(state_bits, step_bits, values)? })
+    }
+
+    /// The trained table of these widths that has 64 values: the newest six bits of a window, and a
+    /// linear map of the others, say which. In units of 1/127 of its largest value.
+    ///
+    /// # Errors
+    /// A bad argument, where there is no such table: `state_bits` is not 10 or 12 or `step_bits` not 1
+    /// or 2.
+    pub fn hashed(state_bits: u32, step_bits: u32) -> Result<Self> {
+        check(state_bits, step_bits)?;
+        let table = hashed_table(state_bits, step_bits).ok_or_else(|| {
+            Error::bad_argument("widths of a hashed trellis")
+                .expected("state bits of 10 or 12, step bits of 1 or 2")
+                .found(format_args!("{state_bits} and {step_bits}"))
+        })?;
+        let values = (0..1usize << state_bits).map(|window| table.value(window)).collect();
+        Ok(Self { unit: table.unit, ..Self::table(state_bits, step_bits, values)? })
     }
 
     /// `L`.

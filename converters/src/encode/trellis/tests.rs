@@ -131,11 +131,13 @@ fn planes(trellis: &Trellis, planes: usize) -> Vec<f64> {
 /// The rows that the design states, and what the trained tables reach beyond them.
 #[test]
 fn planes_reach_the_stated_signal_to_noise() -> Result<()> {
-    let stated: [(Trellis, &[f64]); 4] = [
+    let stated: [(Trellis, &[f64]); 6] = [
         (Trellis::byte_sum_with(12, 1, 2_459_782_711, 3_212_142_825)?, &[5.62, 11.24, 16.85]),
         (Trellis::trained(8, 1)?, &[5.55, 11.08, 16.59]),
         (Trellis::trained(10, 1)?, &[5.65, 11.29, 16.92]),
         (Trellis::trained(8, 2)?, &[11.28, 22.5]),
+        (Trellis::hashed(10, 1)?, &[5.67]),
+        (Trellis::hashed(10, 2)?, &[11.46, 22.9]),
     ];
     for (trellis, stated) in &stated {
         for (found, stated) in planes(trellis, stated.len()).iter().zip(*stated) {
