@@ -63,11 +63,6 @@ struct Report {
     seconds: f64,
 }
 
-/// Whether `path` is an address of a file on a server.
-pub(crate) fn is_url(path: &Path) -> bool {
-    path.to_str().is_some_and(cmf_sources::is_address)
-}
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.force {
         bail!("{}: exists; --force replaces it", args.output.display());

@@ -7,7 +7,6 @@ mod stream;
 
 use crate::Answer;
 use crate::commands::arrivals::Arrivals;
-use crate::commands::fetch::is_url;
 use crate::device::{Device, Gpu};
 use crate::wanted::Patterns;
 use anyhow::{Context, bail};
@@ -105,7 +104,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let gpu = args.device.gpu()?;
     let gpu = gpu.as_ref();
-    match is_url(&args.file) {
+    match args.file.to_str().is_some_and(cmf_sources::is_address) {
         true => stream::run(args, gpu, budget, sampling)?,
         false => {
             anyhow::ensure!(args.plot.is_none(), "--plot is for a model that comes from an address");
