@@ -8,7 +8,7 @@ use anyhow::bail;
 use cmf_loader::{Budget, Want};
 use cmf_sources::{Fetch, FetchOptions};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(clap::Args)]
