@@ -33,19 +33,21 @@ impl Geometry {
     }
 
     /// Cuts `[rows, cols]` into blocks of rows that take about `unit_bytes` at `bits` bits per
-    /// weight. Blocks are of one size but the last, in whole steps of `step` rows where possible.
+    /// weight. Blocks are of one size but the last, in whole steps of `step` rows where possible, and
+    /// in whole steps of `least`, which divides `step`, even where these take more bytes.
     pub(crate) fn row_blocks(
         &self,
         bits: f64,
         unit_bytes: u64,
         step: u64,
+        least: u64,
     ) -> impl Iterator<Item = Range<u64>> + use<> {
         let row_bytes = (self.cols as f64 * bits / 8.0).max(1.0);
         let most = ((unit_bytes as f64 / row_bytes) as u64).clamp(1, self.rows.max(1));
         let even = self.rows.div_ceil(self.rows.div_ceil(most).max(1));
         let size = match even.next_multiple_of(step.max(1)) {
             stepped if stepped <= most => stepped,
-            _ => (most / step.max(1) * step.max(1)).max(1),
+            _ => (most / step.max(1) * step.max(1)).max(least.max(1)),
         };
         let rows = self.rows;
         (0..rows.div_ceil(size)).map(move |i| i * size..((i + 1) * size).min(rows))
@@ -76,7 +78,7 @@ mod tests {
             [(49_152, 576, 4.25, 16), (1, 9_000_000, 16.0, 4), (576, 576, 16.0, 2), (17, 3, 1.0, 64)]
         {
             let geometry = Geometry { count: 1, rows, cols };
-            let blocks: Vec<_> = geometry.row_blocks(bits, 2 << 20, step).collect();
+            let blocks: Vec<_> = geometry.row_blocks(bits, 2 << 20, step, 1).collect();
             assert_eq!(blocks.first().map(|b| b.start), Some(0));
             assert_eq!(blocks.last().map(|b| b.end), Some(rows));
             assert!(blocks.windows(2).all(|w| w[0].end == w[1].start));
@@ -84,5 +86,12 @@ mod tests {
                 |b: &Range<u64>| (b.end - b.start) as f64 * cols as f64 * bits / 8.0 <= (2 << 20) as f64;
             assert!(blocks.iter().all(|b| fits(b) || b.end - b.start == 1), "{blocks:?}");
         }
+    }
+
+    #[test]
+    fn blocks_of_wide_matrices_are_whole_steps() {
+        let geometry = Geometry { count: 1, rows: 128, cols: 11_008 };
+        let blocks: Vec<_> = geometry.row_blocks(2.1, 65_536, 64, 64).collect();
+        assert_eq!(blocks, [0..64, 64..128]);
     }
 }

@@ -107,6 +107,21 @@ fn every_recipe_gives_a_valid_archive_close_to_the_source() -> Outcome {
     Ok(())
 }
 
+/// Sixty-four rows of 2 bits are more than a unit of `any-size` should be, and one Hadamard block.
+#[test]
+fn matrices_with_rows_of_many_columns_are_rotated_too() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.safetensors");
+    let bytes = DType::F32.encode(&weights(64 * 4400, 1))?;
+    let view = View::new(Dtype::F32, vec![64, 4400], &bytes)?;
+    serialize_to_file([("up_proj.weight", view)], None, &path)?;
+    let output = folder.path().join("model.cmf");
+    let report = run(source::open(&path)?.as_ref(), &output, &recipe("any-size")?)?;
+    assert!(report.levels.last().is_some_and(|level| level.snr_db > 40.0), "{:?}", report.levels);
+    Archive::parse(std::fs::read(&output)?, &Limits::default())?.verify()?;
+    Ok(())
+}
+
 #[test]
 fn rows_lie_in_the_order_of_what_their_errors_cost() -> Outcome {
     let folder = tempfile::tempdir()?;

@@ -327,15 +327,18 @@ fn blocks(source: &dyn Source, recipe: &Recipe, kept: &[bool]) -> Result<Vec<Blo
         let bits = block::bits_per_weight(storage, tensor.dtype, geometry.cols);
         // Plain blocks end at the alignment where they can, so that those of one tensor lie end to
         // end in the file and can be read as one slice.
-        let step = match storage {
+        let (step, least) = match storage {
             Storage::Exact(Exact::Keep) => {
                 let row_bytes = geometry.cols.saturating_mul(tensor.dtype.bytes() as u64).max(1);
-                alignment >> row_bytes.trailing_zeros().min(alignment.trailing_zeros())
+                (alignment >> row_bytes.trailing_zeros().min(alignment.trailing_zeros()), 1)
             }
-            Storage::Terms(rule) => context::output_block(rule, geometry.rows).max(16),
-            Storage::Exact(Exact::Lossless) => 16,
+            Storage::Terms(rule) => {
+                let block = context::output_block(rule, geometry.rows);
+                (block.max(16), block)
+            }
+            Storage::Exact(Exact::Lossless) => (16, 1),
         };
-        let cut: Vec<_> = geometry.row_blocks(bits, recipe.unit_bytes, step).collect();
+        let cut: Vec<_> = geometry.row_blocks(bits, recipe.unit_bytes, step, least).collect();
         for matrix in 0..geometry.count {
             for rows in cut.iter().cloned() {
                 let element = |row: u64| (matrix * geometry.rows + row) * geometry.cols;
