@@ -22,7 +22,7 @@ use cmf_loader::{Budget, Model, Want};
 use picture::Picture;
 use session::{Session, message};
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -108,20 +108,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         true => stream::run(args, gpu, budget, sampling)?,
         false => {
             anyhow::ensure!(args.plot.is_none(), "--plot is for a model that comes from an address");
-            let model = Model::open(&args.file)?;
-            let card = cut::card(&model)?;
-            talk(
-                args,
-                gpu,
-                &card,
-                model.resident_with(budget, options(args, &model)?)?,
-                sampling,
-                None,
-                None,
-            )?;
+            local(args, gpu, &args.file, budget, sampling)?;
         }
     }
     Ok(Answer::Yes)
+}
+
+/// Talks with a file on this machine.
+fn local(
+    args: &Args,
+    gpu: Option<&Gpu>,
+    file: &Path,
+    budget: Budget,
+    sampling: Sampling,
+) -> anyhow::Result<()> {
+    let model = Model::open(file)?;
+    let card = cut::card(&model)?;
+    let resident = model.resident_with(budget, options(args, &model)?)?;
+    talk(args, gpu, &card, resident, sampling, None, None)
 }
 
 /// What is held whatever the budget.

@@ -1,6 +1,6 @@
 //! A model that is still coming from a server.
 
-use super::{Args, options, talk};
+use super::{Args, local, options, talk};
 use crate::commands::arrivals::{self, Arrivals};
 use crate::device::Gpu;
 use anyhow::Context;
@@ -8,7 +8,7 @@ use cmf_candle::cut;
 use cmf_candle::moving::Moving;
 use cmf_candle::sample::Sampling;
 use cmf_format::hash::hash;
-use cmf_loader::{Budget, Model};
+use cmf_loader::Budget;
 use cmf_sources::{Fetch, FetchOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,18 +23,8 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
     let url = args.file.to_str().context("the address is no text")?;
     let target = place(args.cache.as_deref(), url)?;
     if target.exists() {
-        let model = Model::open(&target)?;
-        let card = cut::card(&model)?;
         anyhow::ensure!(args.plot.is_none(), "{}: is there: nothing comes to --plot", target.display());
-        return talk(
-            args,
-            gpu,
-            &card,
-            model.resident_with(budget, options(args, &model)?)?,
-            sampling,
-            None,
-            None,
-        );
+        return local(args, gpu, &target, budget, sampling);
     }
     arrivals::check(args.plot.as_deref(), args.force)?;
     let arrivals = Arrivals::new();
