@@ -50,12 +50,43 @@ fn grouped_node(bits: u8, rows: usize, cols: usize, random: &mut Random) -> Resu
     Ok(grouped::pack(&descriptor, rows as u64, cols as u64, &codes, children)?)
 }
 
-fn trellis_node(code: trellis::Code, rows: usize, cols: usize, random: &mut Random) -> Result<NodeData> {
-    let table = code == trellis::Code::Table;
+/// What windows mean.
+#[derive(Clone, Copy)]
+enum Windows {
+    ByteSum,
+    /// A table by so many bits, of signed bytes as recipes train them.
+    Table(u8),
+    /// A table of 64 signed bytes by the newest 6 bits and a linear map of those before.
+    Hashed(u8),
+}
+
+impl Windows {
+    fn table(self, random: &mut Random) -> Option<(u8, Vec<f32>)> {
+        let mut bytes = |n| (0..n).map(|_| (random.next() % 255) as f32 - 127.0).collect::<Vec<_>>();
+        match self {
+            Windows::ByteSum => None,
+            Windows::Table(bits) => Some((bits, bytes(1 << bits))),
+            Windows::Hashed(bits) => {
+                let values = bytes(64);
+                let older = usize::from(bits) - 6;
+                let map: Vec<usize> = (0..older).map(|_| random.next() % 64).collect();
+                let index = |window: usize| {
+                    let added = map.iter().enumerate().filter(|(bit, _)| window >> bit & 1 == 1);
+                    added.fold(window >> older, |index, (_, more)| index ^ more)
+                };
+                let value = |window| values.get(index(window)).copied().unwrap_or(0.0);
+                Some((bits, (0..1usize << bits).map(value).collect()))
+            }
+        }
+    }
+}
+
+fn trellis_node(windows: Windows, rows: usize, cols: usize, random: &mut Random) -> Result<NodeData> {
+    let table = windows.table(random);
     let descriptor = trellis::Descriptor {
-        state_bits: if table { 10 } else { 16 },
+        state_bits: table.as_ref().map_or(16, |(bits, _)| *bits),
         step_bits: 2,
-        code,
+        code: if table.is_some() { trellis::Code::Table } else { trellis::Code::BYTE_SUM },
         axis: trellis::Axis::Down,
         path_elems: 0,
         scale_rows: 32,
@@ -64,8 +95,8 @@ fn trellis_node(code: trellis::Code, rows: usize, cols: usize, random: &mut Rand
     let groups = rows.div_ceil(32);
     let scale = dense::pack_values(DType::F16, groups as u64, 1, &random.values(groups))?;
     let values = match table {
-        true => Some(dense::pack_values(DType::F16, 1, 1024, &random.values(1024))?.into()),
-        false => None,
+        Some((bits, values)) => Some(dense::pack_values(DType::F16, 1, 1 << bits, &values)?.into()),
+        None => None,
     };
     let codes = random.codes(rows * cols, 2);
     Ok(trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, values)?)
@@ -91,26 +122,21 @@ fn main() -> Result<()> {
     let dense = |dtype, random: &mut Random| {
         dense::pack_values(dtype, rows as u64, cols as u64, &random.values(rows * cols))
     };
+    let planes = |name, count: usize, windows, random: &mut Random| -> Result<_> {
+        let nodes = (0..count).map(|_| trellis_node(windows, rows, cols, random));
+        Ok((name, nodes.collect::<Result<Vec<_>>>()?))
+    };
     let forms = [
         ("dense f32", vec![dense(DType::F32, random)?]),
         ("dense f16", vec![dense(DType::F16, random)?]),
         ("grouped 8 bits", vec![grouped_node(8, rows, cols, random)?]),
         ("grouped 4 bits", vec![grouped_node(4, rows, cols, random)?]),
-        ("trellis 2 bits, byte sum", vec![trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?]),
-        (
-            "trellis 2+2 bits, byte sum",
-            vec![
-                trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?,
-                trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?,
-            ],
-        ),
-        (
-            "trellis 2+2 bits, table",
-            vec![
-                trellis_node(trellis::Code::Table, rows, cols, random)?,
-                trellis_node(trellis::Code::Table, rows, cols, random)?,
-            ],
-        ),
+        planes("trellis 2 bits, byte sum", 1, Windows::ByteSum, random)?,
+        planes("trellis 2+2 bits, byte sum", 2, Windows::ByteSum, random)?,
+        planes("trellis 2 bits, table of 10", 1, Windows::Table(10), random)?,
+        planes("trellis 2+2 bits, table of 10", 2, Windows::Table(10), random)?,
+        planes("trellis 2 bits, hashed of 12", 1, Windows::Hashed(12), random)?,
+        planes("trellis 2+2 bits, hashed of 12", 2, Windows::Hashed(12), random)?,
     ];
     let mut uploader = Uploader::new(context.device(), context.queue());
     let mut matrices = Vec::new();
@@ -186,11 +212,11 @@ fn main() -> Result<()> {
     let rate = 2.0 * UPLOAD_BYTES as f64 / copy;
     println!("copy on the device {:.1} GB/s", rate / 1e6);
     println!("upload of 64 MiB {upload:.1} ms, memcpy {memcpy:.1} ms");
-    println!("{:<28} {:>8} {:>9} {:>9} {:>9} {:>8}", "form", "MB", "batch 1", "32", "128", "share");
+    println!("{:<32} {:>8} {:>9} {:>9} {:>9} {:>8}", "form", "MB", "batch 1", "32", "128", "share");
     for ((name, matrix), [one, some, many]) in matrices.iter().zip(times) {
         let bytes = matrix.bytes() as f64;
         println!(
-            "{name:<28} {:>8.2} {one:>9.2} {some:>9.2} {many:>9.2} {:>7.0}%",
+            "{name:<32} {:>8.2} {one:>9.2} {some:>9.2} {many:>9.2} {:>7.0}%",
             bytes / 1e6,
             100.0 * bytes / one / rate
         );
