@@ -15,6 +15,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const BATCHES: [usize; 3] = [1, 32, 128];
 const ROUNDS: usize = 5;
 const UPLOAD_BYTES: usize = 64 << 20;
+/// Bytes of a unit, as recipes make them.
+const UNIT_BYTES: usize = 64 << 10;
 
 /// Numbers without a pattern.
 struct Random(u64);
@@ -153,9 +155,19 @@ fn main() -> Result<()> {
     let source = random.values(UPLOAD_BYTES / 4);
     let node = dense::pack_values(DType::F32, 1 << 12, UPLOAD_BYTES as u64 >> 14, &source)?;
     let view = node.view()?;
+    let units =
+        source.chunks(UNIT_BYTES / 4).map(|values| dense::pack_values(DType::F32, 16, 1 << 10, values));
+    let units = units.collect::<std::result::Result<Vec<_>, _>>()?;
+    let unit_views = units.iter().map(NodeData::view).collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut kept = GpuMatrix::new(kernels, &mut uploader, 16 * units.len(), 1 << 10, &[], &[])?;
+    for (unit, view) in unit_views.iter().enumerate() {
+        kept.insert(kernels, &mut uploader, unit as u32, std::iter::once((16 * unit, 0, view)))?;
+    }
+    uploader.finish()?;
     let mut copied = vec![0.0f32; source.len()];
     let targets = [context.buffer(source.len())?, context.buffer(source.len())?];
-    let (mut memcpy, mut upload, mut copy) = (f64::MAX, f64::MAX, f64::MAX);
+    let (mut memcpy, mut fresh, mut upload, mut back, mut copy) =
+        (f64::MAX, f64::MAX, f64::MAX, f64::MAX, f64::MAX);
     let mut times = vec![[f64::MAX; BATCHES.len()]; matrices.len()];
     let x = context.upload(&random.values(128 * cols))?;
     let y = context.buffer(128 * rows)?;
@@ -193,6 +205,21 @@ fn main() -> Result<()> {
             copied.copy_from_slice(&source);
             Ok(())
         })?;
+        best_ms(&mut fresh, || {
+            std::hint::black_box(source.clone());
+            Ok(())
+        })?;
+        let gone = || (0..unit_views.len()).filter(|unit| unit % 2 == 1);
+        gone().for_each(|unit| drop(kept.remove(unit as u32)));
+        context.wait()?;
+        best_ms(&mut back, || {
+            for unit in gone() {
+                let terms = unit_views.get(unit).map(|view| (16 * unit, 0, view));
+                kept.insert(kernels, &mut uploader, unit as u32, terms.into_iter())?;
+            }
+            uploader.finish()?;
+            Ok(context.wait()?)
+        })?;
         best_ms(&mut upload, || {
             let mut matrix = GpuMatrix::new(kernels, &mut uploader, view.rows(), view.cols(), &[], &[])?;
             matrix.insert(kernels, &mut uploader, 0, std::iter::once((0, 0, &view)))?;
@@ -211,7 +238,14 @@ fn main() -> Result<()> {
     // A copy reads and writes each byte.
     let rate = 2.0 * UPLOAD_BYTES as f64 / copy;
     println!("copy on the device {:.1} GB/s", rate / 1e6);
-    println!("upload of 64 MiB {upload:.1} ms, memcpy {memcpy:.1} ms");
+    let gigabytes = |bytes: usize, ms: f64| bytes as f64 / ms / 1e6;
+    println!(
+        "GB/s: upload into new memory {:.1}, of units that come back {:.1}; memcpy into new memory {:.1}, else {:.1}",
+        gigabytes(UPLOAD_BYTES, upload),
+        gigabytes(UPLOAD_BYTES / 2, back),
+        gigabytes(UPLOAD_BYTES, fresh),
+        gigabytes(UPLOAD_BYTES, memcpy)
+    );
     println!("{:<32} {:>8} {:>9} {:>9} {:>9} {:>8}", "form", "MB", "batch 1", "32", "128", "share");
     for ((name, matrix), [one, some, many]) in matrices.iter().zip(times) {
         let bytes = matrix.bytes() as f64;

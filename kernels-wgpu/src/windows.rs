@@ -46,9 +46,12 @@ impl Together {
     }
 }
 
+/// What a table is made of.
+type Key = (Together, Vec<u8>);
+
 /// Buffers with tables that units share, as long as one of them is there.
 #[derive(Debug, Default)]
-pub(crate) struct Tables(Mutex<HashMap<(Together, Vec<u8>), Weak<wgpu::Buffer>>>);
+pub(crate) struct Tables(Mutex<HashMap<Key, Weak<wgpu::Buffer>>>);
 
 impl Tables {
     /// The buffer of the table of `values`, f32 values as bytes, which `make` makes.
@@ -97,9 +100,9 @@ mod tests {
             let table = together.table(&values);
             assert_eq!(table.len(), 4 << bits);
             for (windows, entry) in table.chunks(4).enumerate() {
-                for row in 0..rows as usize {
+                for (row, byte) in entry.iter().enumerate().take(rows as usize) {
                     let window = windows >> (row * step_bits as usize) & (values.len() - 1);
-                    assert_eq!(f32::from(entry[row] as i8), values[window], "windows {windows}, row {row}");
+                    assert_eq!(f32::from(*byte as i8), values[window], "windows {windows}, row {row}");
                 }
             }
         }
