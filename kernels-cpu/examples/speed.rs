@@ -1,6 +1,6 @@
 //! How fast products with packed weights are, beside a plain read of the same bytes in the same rounds.
 //!
-//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD] [avx2|scalar]`
+//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]`
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
 use cmf_format::{DType, NodeData};
@@ -61,9 +61,10 @@ fn main() -> Result {
     let threads: usize = args.next().map_or(Ok(1), |threads| threads.parse())?;
     let wanted = args.next().unwrap_or_default();
     let isa = match args.next().as_deref() {
-        Some("scalar") => Isa::Scalar,
-        Some("avx2") => Isa::Avx2,
-        Some(other) => return Err(format!("no instruction set `{other}`").into()),
+        Some(name) => {
+            let named = |isa: &Isa| format!("{isa:?}").eq_ignore_ascii_case(name);
+            Isa::ALL.into_iter().find(named).ok_or_else(|| format!("no instruction set `{name}`"))?
+        }
         None => Isa::detect(),
     };
     println!("{ROWS} x {COLS}, {isa:?}, threads {threads}");

@@ -1,13 +1,21 @@
 //! Instruction sets.
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use std::arch::is_aarch64_feature_detected;
+
 /// An instruction set that the kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Isa {
     /// Portable code, compiled for the target's baseline.
     Scalar,
-    /// 128-bit vectors of 64-bit Arm: portable code, which the compiler turns into vectors there.
+    /// 128-bit vectors of 64-bit Arm: kernels of their own.
     Neon,
-    /// AVX2, FMA and F16C: portable code, compiled for them.
+    /// The same with dot products of four bytes (`sdot`, Armv8.2 and later).
+    Dotprod,
+    /// The same with products of matrices of bytes beside them (`smmla`, Armv8.6 and later).
+    I8mm,
+    /// AVX2, FMA and F16C: kernels of their own for fast products of codes of 4 and 8 bits, portable code
+    /// that is compiled for them for all else.
     Avx2,
     /// AVX-512 F, BW, VL, VBMI, VNNI and GFNI beside the former: kernels of their own.
     Avx512,
@@ -15,7 +23,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Neon, Isa::Dotprod, Isa::I8mm, Isa::Avx2, Isa::Avx512];
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
@@ -37,8 +45,12 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("gfni")
             }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => true,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Dotprod => Isa::Neon.is_available() && is_aarch64_feature_detected!("dotprod"),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::I8mm => Isa::Dotprod.is_available() && is_aarch64_feature_detected!("i8mm"),
             _ => false,
         }
     }

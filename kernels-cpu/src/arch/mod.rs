@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod portable;
 
 use crate::isa::Isa;
@@ -48,8 +50,20 @@ fn run_avx2<R>(code: impl FnOnce() -> R) -> R {
     code()
 }
 
-/// Calls the kernel of the instruction set.
+/// Gives what the kernel of the instruction set does.
 macro_rules! dispatch {
+    ($simd:expr, $name:ident($($argument:expr),*)) => {{
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        if $simd.0 != Isa::Scalar {
+            // SAFETY: `Simd::new` has seen that this machine has NEON.
+            return unsafe { neon::$name($($argument),*) };
+        }
+        avx512_or_portable!($simd, $name($($argument),*))
+    }};
+}
+
+/// As [`dispatch`], but for 64-bit Arm.
+macro_rules! avx512_or_portable {
     ($simd:expr, $name:ident($($argument:expr),*)) => {{
         #[cfg(target_arch = "x86_64")]
         if $simd.0 == Isa::Avx512 {
@@ -61,6 +75,22 @@ macro_rules! dispatch {
             || portable::$name($($argument),*),
         )
     }};
+}
+
+/// On 64-bit Arm, gives what its kernel does with the instruction set's way to sum products of bytes.
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+macro_rules! by_dot {
+    ($simd:expr, $name:ident($($argument:expr),*)) => {
+        match $simd.0 {
+            // SAFETY: `Simd::new` has seen that this machine has NEON.
+            Isa::Neon => return unsafe { neon::$name(neon::Wide::new(), $($argument),*) },
+            // SAFETY: `Simd::new` has seen that this machine has NEON with `sdot`.
+            Isa::Dotprod => return unsafe { neon::$name(neon::Dotprod::new(), $($argument),*) },
+            // SAFETY: `Simd::new` has seen that this machine has NEON with `sdot` and `smmla`.
+            Isa::I8mm => return unsafe { neon::$name(neon::Matmul::new(), $($argument),*) },
+            _ => {}
+        }
+    };
 }
 
 /// Adds the products of rows of codes, as the reference decodes them, with each token to
@@ -83,7 +113,9 @@ pub(crate) fn fast(
     if simd.0 == Isa::Avx2 && unsafe { avx2::fast(codes, input, out) } {
         return;
     }
-    dispatch!(simd, fast(codes, input, lanes, out))
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    by_dot!(simd, fast(codes, input, lanes, out));
+    avx512_or_portable!(simd, fast(codes, input, lanes, out))
 }
 
 /// As [`fast`], with scales as they are stored, where there is a kernel for that: else `false`.
@@ -100,6 +132,8 @@ pub(crate) fn fast_stored(
         // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
         return unsafe { avx512::fast_stored(codes, input, prepared, out) };
     }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    by_dot!(simd, fast_stored(codes, input, out));
     let _ = (simd, codes, input, prepared, out);
     false
 }
@@ -119,6 +153,8 @@ pub(crate) fn fast_twice(
         unsafe { avx512::fast_twice(rows, input, prepared, out) };
         return true;
     }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    by_dot!(simd, fast_twice(rows, input, prepared, out));
     let _ = (simd, rows, input, prepared, out);
     false
 }
@@ -174,7 +210,9 @@ pub(crate) fn trellis_fast(
     lanes: &mut [[f32; 16]],
     sums: &mut [f32],
 ) {
-    dispatch!(simd, trellis_fast(words, input, panel, lanes, sums))
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    by_dot!(simd, trellis_fast(words, input, panel, lanes, sums));
+    avx512_or_portable!(simd, trellis_fast(words, input, panel, lanes, sums))
 }
 
 /// Values of a block over their scale, and the scale.
