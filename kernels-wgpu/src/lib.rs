@@ -81,7 +81,6 @@ mod record;
 mod template;
 mod transforms;
 mod upload;
-mod windows;
 mod workspace;
 
 pub use context::Context;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cmd::Cmd;
-use crate::{asan, can_fail, checks, demo, deny, docs, fuzz, msrv, vectors};
+use crate::{arm, asan, can_fail, checks, demo, deny, docs, fuzz, msrv, vectors};
 
 struct Step {
     name: &'static str,
@@ -33,6 +33,11 @@ const STEPS: &[Step] = &[
         name: "asan",
         about: "tests of cmf-format and cmf-kernels-cpu under AddressSanitizer",
         run: asan::test_all,
+    },
+    Step {
+        name: "arm",
+        about: "lints and tests of cmf-kernels-cpu for 64-bit Arm, emulated",
+        run: arm::test,
     },
     Step {
         name: "fuzz",

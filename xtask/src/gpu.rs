@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::cmd::Cmd;
+use crate::packages;
 
 /// Where Vulkan loaders look for drivers.
 const DRIVERS: [&str; 2] = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
@@ -12,11 +12,8 @@ const DRIVERS: [&str; 2] = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
 /// Installs the software driver where no driver is there and packages can be installed; whether the
 /// tests may require an adapter.
 pub(crate) fn provide(root: &Path) -> Result<bool> {
-    if !has_driver() && may_install(root) {
-        let apt = || Cmd::new("apt-get", root).env("DEBIAN_FRONTEND", "noninteractive");
-        apt().args(["update", "-qq"]).run()?;
-        let packages = ["mesa-vulkan-drivers", "libvulkan1"];
-        apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages).run()?;
+    if !has_driver() {
+        packages::install(root, &["mesa-vulkan-drivers", "libvulkan1"])?;
     }
     let found = has_driver();
     if !found {
@@ -27,9 +24,4 @@ pub(crate) fn provide(root: &Path) -> Result<bool> {
 
 fn has_driver() -> bool {
     DRIVERS.iter().any(|directory| std::fs::read_dir(directory).is_ok_and(|mut files| files.next().is_some()))
-}
-
-fn may_install(root: &Path) -> bool {
-    let is_root = Cmd::new("id", root).args(["-u"]).output().is_ok_and(|id| id.trim() == "0");
-    is_root && Cmd::new("apt-get", root).args(["--version"]).output().is_ok()
 }

@@ -1,5 +1,6 @@
 //! Chores that take more than one cargo command: `cargo xtask help` lists them.
 
+mod arm;
 mod asan;
 mod can_fail;
 mod checks;
@@ -11,6 +12,7 @@ mod docs;
 mod fuzz;
 mod gpu;
 mod msrv;
+mod packages;
 mod python;
 mod sample;
 mod tools;
@@ -31,6 +33,7 @@ usage: cargo xtask COMMAND
   vectors [--check]           regenerate spec/vectors, or compare it with a fresh generation
   fuzz-smoke [--seconds N]    build the fuzz targets and run each from its seeds (default: 10 s)
   asan                        run the tests of cmf-format and cmf-kernels-cpu under AddressSanitizer
+  arm                         lint and test cmf-kernels-cpu for 64-bit Arm, by emulation
   msrv                        compile with the toolchain that `rust-version` names
   docs                        check links and versions in the Markdown files
   can-fail [CASE right|wrong] prove on scratch crates that the checks of `ci` can fail
@@ -64,6 +67,7 @@ fn run(args: Vec<String>) -> Result<()> {
         ("fuzz-smoke", ["--seconds", n]) => {
             fuzz::smoke(&root, n.parse().context("--seconds wants a whole number")?)?;
         }
+        ("arm", []) => arm::test(&root)?,
         ("asan", []) => asan::test_all(&root)?,
         ("msrv", []) => msrv::check(&root)?,
         ("docs", []) => docs::check(&root)?,
