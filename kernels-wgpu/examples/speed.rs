@@ -15,6 +15,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const BATCHES: [usize; 3] = [1, 32, 128];
 const ROUNDS: usize = 5;
 const UPLOAD_BYTES: usize = 64 << 20;
+/// Bytes of a unit, as recipes make them.
+const UNIT_BYTES: usize = 64 << 10;
 
 /// Numbers without a pattern.
 struct Random(u64);
@@ -50,12 +52,43 @@ fn grouped_node(bits: u8, rows: usize, cols: usize, random: &mut Random) -> Resu
     Ok(grouped::pack(&descriptor, rows as u64, cols as u64, &codes, children)?)
 }
 
-fn trellis_node(code: trellis::Code, rows: usize, cols: usize, random: &mut Random) -> Result<NodeData> {
-    let table = code == trellis::Code::Table;
+/// What windows mean.
+#[derive(Clone, Copy)]
+enum Windows {
+    ByteSum,
+    /// A table by so many bits, of signed bytes as recipes train them.
+    Table(u8),
+    /// A table of 64 signed bytes by the newest 6 bits and a linear map of those before.
+    Hashed(u8),
+}
+
+impl Windows {
+    fn table(self, random: &mut Random) -> Option<(u8, Vec<f32>)> {
+        let mut bytes = |n| (0..n).map(|_| (random.next() % 255) as f32 - 127.0).collect::<Vec<_>>();
+        match self {
+            Windows::ByteSum => None,
+            Windows::Table(bits) => Some((bits, bytes(1 << bits))),
+            Windows::Hashed(bits) => {
+                let values = bytes(64);
+                let older = usize::from(bits) - 6;
+                let map: Vec<usize> = (0..older).map(|_| random.next() % 64).collect();
+                let index = |window: usize| {
+                    let added = map.iter().enumerate().filter(|(bit, _)| window >> bit & 1 == 1);
+                    added.fold(window >> older, |index, (_, more)| index ^ more)
+                };
+                let value = |window| values.get(index(window)).copied().unwrap_or(0.0);
+                Some((bits, (0..1usize << bits).map(value).collect()))
+            }
+        }
+    }
+}
+
+fn trellis_node(windows: Windows, rows: usize, cols: usize, random: &mut Random) -> Result<NodeData> {
+    let table = windows.table(random);
     let descriptor = trellis::Descriptor {
-        state_bits: if table { 10 } else { 16 },
+        state_bits: table.as_ref().map_or(16, |(bits, _)| *bits),
         step_bits: 2,
-        code,
+        code: if table.is_some() { trellis::Code::Table } else { trellis::Code::BYTE_SUM },
         axis: trellis::Axis::Down,
         path_elems: 0,
         scale_rows: 32,
@@ -64,8 +97,8 @@ fn trellis_node(code: trellis::Code, rows: usize, cols: usize, random: &mut Rand
     let groups = rows.div_ceil(32);
     let scale = dense::pack_values(DType::F16, groups as u64, 1, &random.values(groups))?;
     let values = match table {
-        true => Some(dense::pack_values(DType::F16, 1, 1024, &random.values(1024))?.into()),
-        false => None,
+        Some((bits, values)) => Some(dense::pack_values(DType::F16, 1, 1 << bits, &values)?.into()),
+        None => None,
     };
     let codes = random.codes(rows * cols, 2);
     Ok(trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, values)?)
@@ -91,26 +124,21 @@ fn main() -> Result<()> {
     let dense = |dtype, random: &mut Random| {
         dense::pack_values(dtype, rows as u64, cols as u64, &random.values(rows * cols))
     };
+    let planes = |name, count: usize, windows, random: &mut Random| -> Result<_> {
+        let nodes = (0..count).map(|_| trellis_node(windows, rows, cols, random));
+        Ok((name, nodes.collect::<Result<Vec<_>>>()?))
+    };
     let forms = [
         ("dense f32", vec![dense(DType::F32, random)?]),
         ("dense f16", vec![dense(DType::F16, random)?]),
         ("grouped 8 bits", vec![grouped_node(8, rows, cols, random)?]),
         ("grouped 4 bits", vec![grouped_node(4, rows, cols, random)?]),
-        ("trellis 2 bits, byte sum", vec![trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?]),
-        (
-            "trellis 2+2 bits, byte sum",
-            vec![
-                trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?,
-                trellis_node(trellis::Code::BYTE_SUM, rows, cols, random)?,
-            ],
-        ),
-        (
-            "trellis 2+2 bits, table",
-            vec![
-                trellis_node(trellis::Code::Table, rows, cols, random)?,
-                trellis_node(trellis::Code::Table, rows, cols, random)?,
-            ],
-        ),
+        planes("trellis 2 bits, byte sum", 1, Windows::ByteSum, random)?,
+        planes("trellis 2+2 bits, byte sum", 2, Windows::ByteSum, random)?,
+        planes("trellis 2 bits, table of 10", 1, Windows::Table(10), random)?,
+        planes("trellis 2+2 bits, table of 10", 2, Windows::Table(10), random)?,
+        planes("trellis 2 bits, hashed of 12", 1, Windows::Hashed(12), random)?,
+        planes("trellis 2+2 bits, hashed of 12", 2, Windows::Hashed(12), random)?,
     ];
     let mut uploader = Uploader::new(context.device(), context.queue());
     let mut matrices = Vec::new();
@@ -127,9 +155,19 @@ fn main() -> Result<()> {
     let source = random.values(UPLOAD_BYTES / 4);
     let node = dense::pack_values(DType::F32, 1 << 12, UPLOAD_BYTES as u64 >> 14, &source)?;
     let view = node.view()?;
+    let units =
+        source.chunks(UNIT_BYTES / 4).map(|values| dense::pack_values(DType::F32, 16, 1 << 10, values));
+    let units = units.collect::<std::result::Result<Vec<_>, _>>()?;
+    let unit_views = units.iter().map(NodeData::view).collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut kept = GpuMatrix::new(kernels, &mut uploader, 16 * units.len(), 1 << 10, &[], &[])?;
+    for (unit, view) in unit_views.iter().enumerate() {
+        kept.insert(kernels, &mut uploader, unit as u32, std::iter::once((16 * unit, 0, view)))?;
+    }
+    uploader.finish()?;
     let mut copied = vec![0.0f32; source.len()];
     let targets = [context.buffer(source.len())?, context.buffer(source.len())?];
-    let (mut memcpy, mut upload, mut copy) = (f64::MAX, f64::MAX, f64::MAX);
+    let (mut memcpy, mut fresh, mut upload, mut back, mut copy) =
+        (f64::MAX, f64::MAX, f64::MAX, f64::MAX, f64::MAX);
     let mut times = vec![[f64::MAX; BATCHES.len()]; matrices.len()];
     let x = context.upload(&random.values(128 * cols))?;
     let y = context.buffer(128 * rows)?;
@@ -167,6 +205,21 @@ fn main() -> Result<()> {
             copied.copy_from_slice(&source);
             Ok(())
         })?;
+        best_ms(&mut fresh, || {
+            std::hint::black_box(source.clone());
+            Ok(())
+        })?;
+        let gone = || (0..unit_views.len()).filter(|unit| unit % 2 == 1);
+        gone().for_each(|unit| drop(kept.remove(unit as u32)));
+        context.wait()?;
+        best_ms(&mut back, || {
+            for unit in gone() {
+                let terms = unit_views.get(unit).map(|view| (16 * unit, 0, view));
+                kept.insert(kernels, &mut uploader, unit as u32, terms.into_iter())?;
+            }
+            uploader.finish()?;
+            Ok(context.wait()?)
+        })?;
         best_ms(&mut upload, || {
             let mut matrix = GpuMatrix::new(kernels, &mut uploader, view.rows(), view.cols(), &[], &[])?;
             matrix.insert(kernels, &mut uploader, 0, std::iter::once((0, 0, &view)))?;
@@ -185,12 +238,19 @@ fn main() -> Result<()> {
     // A copy reads and writes each byte.
     let rate = 2.0 * UPLOAD_BYTES as f64 / copy;
     println!("copy on the device {:.1} GB/s", rate / 1e6);
-    println!("upload of 64 MiB {upload:.1} ms, memcpy {memcpy:.1} ms");
-    println!("{:<28} {:>8} {:>9} {:>9} {:>9} {:>8}", "form", "MB", "batch 1", "32", "128", "share");
+    let gigabytes = |bytes: usize, ms: f64| bytes as f64 / ms / 1e6;
+    println!(
+        "GB/s: upload into new memory {:.1}, of units that come back {:.1}; memcpy into new memory {:.1}, else {:.1}",
+        gigabytes(UPLOAD_BYTES, upload),
+        gigabytes(UPLOAD_BYTES / 2, back),
+        gigabytes(UPLOAD_BYTES, fresh),
+        gigabytes(UPLOAD_BYTES, memcpy)
+    );
+    println!("{:<32} {:>8} {:>9} {:>9} {:>9} {:>8}", "form", "MB", "batch 1", "32", "128", "share");
     for ((name, matrix), [one, some, many]) in matrices.iter().zip(times) {
         let bytes = matrix.bytes() as f64;
         println!(
-            "{name:<28} {:>8.2} {one:>9.2} {some:>9.2} {many:>9.2} {:>7.0}%",
+            "{name:<32} {:>8.2} {one:>9.2} {some:>9.2} {many:>9.2} {:>7.0}%",
             bytes / 1e6,
             100.0 * bytes / one / rate
         );

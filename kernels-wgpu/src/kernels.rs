@@ -4,6 +4,7 @@ use crate::device::scoped;
 use crate::error::{Error, Result};
 use crate::packed::Numbers;
 use crate::template::compose;
+use crate::windows::{Tables, Together};
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +45,11 @@ impl Permutation {
         self.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, value)| *value)
     }
 
+    /// Changes the number called `name`.
+    pub(crate) fn set(&mut self, name: &str, value: i64) {
+        self.numbers.iter_mut().filter(|(n, _)| *n == name).for_each(|(_, place)| *place = value);
+    }
+
     /// The bindings from number 1 on.
     fn bindings(&self) -> Vec<wgpu::BufferBindingType> {
         const READ: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: true };
@@ -54,8 +60,9 @@ impl Permutation {
             "outer" => vec![READ, READ, WRITTEN, READ],
             _ => {
                 let terms = usize::try_from(self.number("TERMS")).unwrap_or(0);
-                let tables = if self.number("LUT") == 1 { terms } else { 0 };
-                let mut all = vec![READ, WRITTEN];
+                let tables = if matches!(self.number("LUT"), 1 | 3) { terms } else { 0 };
+                let x = if self.number("X_VECTORS") > 0 { wgpu::BufferBindingType::Uniform } else { READ };
+                let mut all = vec![x, WRITTEN];
                 all.resize(2 + 2 * terms, READ);
                 all.resize(2 + 2 * terms + tables, wgpu::BufferBindingType::Uniform);
                 all
@@ -99,6 +106,7 @@ pub struct Kernels {
     pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
     /// Sizes of the tiles of activations that there were, each a power of two.
     tiles: AtomicU32,
+    tables: Tables,
     /// Bound where a kernel reads nothing.
     nothing: wgpu::Buffer,
 }
@@ -134,6 +142,7 @@ impl Kernels {
             tuning,
             pipelines: Mutex::default(),
             tiles: AtomicU32::new(0),
+            tables: Tables::default(),
             nothing,
         })
     }
@@ -151,6 +160,35 @@ impl Kernels {
     /// Pipelines that are compiled.
     pub fn compiled(&self) -> usize {
         self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Bytes of tables on the device that units share, beside those that each has.
+    pub fn shared_bytes(&self) -> u64 {
+        self.tables.bytes()
+    }
+
+    /// A table of several rows at once, of `values`, f32 values as bytes.
+    pub(crate) fn windows(&self, together: Together, values: &[u8]) -> Result<Arc<wgpu::Buffer>> {
+        self.tables.get(together, values, || {
+            let table = together.table(&bytemuck::pod_collect_to_vec(values));
+            self.uniform(&table)
+        })
+    }
+
+    /// A uniform buffer with `bytes`.
+    fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        scoped(&self.device, || {
+            let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("cmf params"),
+                size: (bytes.len() as u64).next_multiple_of(16),
+                usage: wgpu::BufferUsages::UNIFORM,
+                mapped_at_creation: true,
+            });
+            let mapped = buffer.slice(..).get_mapped_range_mut();
+            mapped.map_err(Error::device)?.slice(..bytes.len()).copy_from_slice(bytes);
+            buffer.unmap();
+            Ok(buffer)
+        })?
     }
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {
@@ -272,16 +310,8 @@ impl Kernels {
             return Err(Error::limit(format!("a binding of {} bytes", large.bytes)));
         }
         let pipeline = self.pipeline(permutation)?;
+        let uniform = self.uniform(params)?;
         scoped(&self.device, || {
-            let uniform = self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("cmf params"),
-                size: (params.len() as u64).next_multiple_of(16),
-                usage: wgpu::BufferUsages::UNIFORM,
-                mapped_at_creation: true,
-            });
-            let mapped = uniform.slice(..).get_mapped_range_mut();
-            mapped.map_err(Error::device)?.slice(..params.len()).copy_from_slice(params);
-            uniform.unmap();
             let mut entries =
                 vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
             entries.extend(bindings.iter().enumerate().map(|(i, bound)| wgpu::BindGroupEntry {
@@ -300,7 +330,6 @@ impl Kernels {
             pass.set_pipeline(&pipeline.pipeline);
             pass.set_bind_group(0, &bind_group, &[]);
             pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
-            Ok(())
-        })?
+        })
     }
 }

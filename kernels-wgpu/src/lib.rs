@@ -81,6 +81,7 @@ mod record;
 mod template;
 mod transforms;
 mod upload;
+mod windows;
 mod workspace;
 
 pub use context::Context;

@@ -105,6 +105,8 @@ pub(crate) struct Node {
     pub(crate) side_bytes: u64,
     /// Where in the buffer its table is, if that can be a uniform buffer.
     pub(crate) table: Option<Range<u64>>,
+    /// The table of several rows at once, which other nodes share.
+    pub(crate) windows: Option<Arc<wgpu::Buffer>>,
 }
 
 /// A [rows, rank] and b [rank, cols].
@@ -138,6 +140,7 @@ impl Node {
             side_bytes: 4,
             buffer,
             table: None,
+            windows: None,
         })
     }
 }
@@ -360,6 +363,12 @@ fn node(
         at += segment.len() as u64;
     }
     uploader.write(&buffer, side_at, &packed.side)?;
+    let windows = match (packed.together, packed.table.clone().and_then(|table| packed.side.get(table))) {
+        (Some(together), Some(values)) if kernels.tuning().lanes == 1 => {
+            Some(kernels.windows(together, values)?)
+        }
+        _ => None,
+    };
     let node = Node {
         reader: packed.reader,
         numbers: packed.numbers,
@@ -375,6 +384,7 @@ fn node(
         side_at,
         side_bytes,
         table: packed.table.map(|table| side_at + table.start as u64..side_at + table.end as u64),
+        windows,
     };
     kernels.compile_ahead(&node)?;
     Ok(node)

@@ -6,6 +6,7 @@ mod numbers;
 
 use crate::error::Result;
 use crate::params::TermParams;
+use crate::windows::Together;
 use cmf_format::encoding::View;
 use core::ops::Range;
 use std::borrow::Cow;
@@ -39,6 +40,8 @@ pub(crate) struct Packed<'v> {
     pub(crate) codes: Vec<Cow<'v, [u8]>>,
     /// Scales, zero points and tables.
     pub(crate) side: Vec<u8>,
+    /// Whether values of several rows may come out of one table.
+    pub(crate) together: Option<Together>,
     /// Of `side`: a table of the whole length that its index has, aligned as a uniform buffer.
     pub(crate) table: Option<Range<usize>>,
     pub(crate) term: TermParams,

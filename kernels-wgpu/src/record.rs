@@ -5,12 +5,17 @@ use crate::kernels::{Bound, GROUPS_MAX, Kernels, Permutation, Tuning};
 use crate::matrix::{GpuMatrix, Held, LowRank, Node};
 use crate::packed::Reader;
 use crate::params::{FillParams, OuterParams, Params, TermParams};
-use crate::transforms::{Activations, Rows};
+use crate::transforms::{Activations, Rows, UNIFORM_VECTORS, uniform_vectors};
 use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 
 /// Rows of a thread's tile.
 const TILE_ROWS: u32 = 8;
+/// Rows of one that multiplies `trellis` paths with a single activation, in matrices of so many rows at
+/// least: such a tile has whole words of each path, which smaller ones read several times.
+const PATH_TILES: [(u32, u32); 2] = [(1024, 32), (256, 16)];
+/// Threads of a workgroup then.
+const PATH_WIDTH: u32 = 8;
 /// Terms of a dispatch: what eight storage buffers hold beside input and output.
 const TERMS: usize = 3;
 /// Elements that are decoded at a time, or a tile of rows.
@@ -163,6 +168,7 @@ impl Kernels {
             self.multiply_nodes(pass, &[node], activations, plain, false)?;
         }
         let elements = u64::from(low.rank.saturating_add(31)) * u64::from(batch.saturating_add(15));
+        let elements = elements.max(u64::from(UNIFORM_VECTORS) * 4);
         let mut tiles = Some(workspace.get(self, Scratch::InnerTiles, elements)?);
         let between = Activations::shaped(self, &mut tiles, batch, low.rank)?;
         self.lay_out(pass, workspace, &inner, &between)?;
@@ -191,31 +197,36 @@ impl Kernels {
             ..params(node)
         };
         self.multiplied_with(m);
+        let x = Bound::all(activations.held()?);
         if node.reader != Reader::Quads {
             let groups = [node.rows.div_ceil(WIDTH), batch, 1];
-            let first = [Bound::all(activations.held()?), output.bound];
-            let permutation = self.multiplication(node, 1, m);
+            let first = [x, output.bound];
+            let permutation = self.multiplication(node, 1, m, 0);
             return self.dispatch_terms(pass, permutation, &mut params, nodes, &first, groups);
         }
-        let Tuning { lanes, width } = self.tuning();
-        let tiles = node.rows.div_ceil(TILE_ROWS);
-        let across = if lanes > 1 { tiles } else { tiles.div_ceil(width) };
-        let (x, z) = (across.min(GROUPS_MAX), across.div_ceil(GROUPS_MAX));
+        let vectors = activations.uniform_vectors(self);
+        let x = if vectors > 0 { Bound { bytes: u64::from(vectors) * 16, ..x } } else { x };
+        let (tile_rows, width) = self.tile_rows(node, m);
+        let tiles = node.rows.div_ceil(tile_rows);
+        let across = if self.tuning().lanes > 1 { tiles } else { tiles.div_ceil(width) };
+        let groups = [across.min(GROUPS_MAX), batch.div_ceil(m), across.div_ceil(GROUPS_MAX)];
         let terms = if nodes.len() > 1 { TERMS } else { 1 };
-        let first = [Bound::all(activations.held()?), output.bound];
-        let permutation = self.multiplication(node, terms, m);
-        self.dispatch_terms(pass, permutation, &mut params, nodes, &first, [x, batch.div_ceil(m), z])
+        let permutation = self.multiplication(node, terms, m, vectors);
+        self.dispatch_terms(pass, permutation, &mut params, nodes, &[x, output.bound], groups)
     }
 
     /// The kernel that multiplies `terms` terms like `node` with tiles of `m` activations.
-    fn multiplication(&self, node: &Node, terms: usize, m: u32) -> Permutation {
+    /// `vectors` are those of [`Activations::uniform_vectors`].
+    fn multiplication(&self, node: &Node, terms: usize, m: u32, vectors: u32) -> Permutation {
         if node.reader != Reader::Quads {
             let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
             return permutation("sparse", node, terms, &numbers);
         }
-        let Tuning { lanes, width } = self.tuning();
+        let lanes = self.tuning().lanes;
+        let (tile_rows, width) = self.tile_rows(node, m);
         let numbers = [
-            ("R", TILE_ROWS.into()),
+            ("X_VECTORS", vectors.into()),
+            ("R", tile_rows.into()),
             ("M", m.into()),
             ("PARTS", i64::from(m.div_ceil(4))),
             ("LANES", lanes.into()),
@@ -224,13 +235,30 @@ impl Kernels {
         permutation("multiply", node, terms, &numbers)
     }
 
+    /// Rows of a thread's tile for tiles of `m` activations, and the threads of a workgroup of those that
+    /// share nothing.
+    fn tile_rows(&self, node: &Node, m: u32) -> (u32, u32) {
+        let Tuning { lanes, width } = self.tuning();
+        let number = |name: &str| node.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
+        if m > 1 || lanes > 1 || number("WAY") != 1 || number("GROUP") != 0 {
+            return (TILE_ROWS, width);
+        }
+        let (path, extent) = (node.term.a, node.term.e);
+        let fits = |(rows, tile): &&(u32, u32)| {
+            let whole = i64::from(*tile) * number("STEP") % 32 == 0;
+            node.rows >= *rows && whole && (path >= extent || path.is_multiple_of(*tile))
+        };
+        PATH_TILES.iter().find(fits).map_or((TILE_ROWS, width), |(_, tile)| (*tile, PATH_WIDTH))
+    }
+
     /// Compiles what will multiply with `node`, alone and beside others, and with as many activations as
     /// there have been: products after a change of budget do not wait for a compiler.
     pub(crate) fn compile_ahead(&self, node: &Node) -> Result<()> {
         for m in self.tiles_seen() {
+            let vectors = uniform_vectors(self, m, node.first_col.saturating_add(node.cols));
             let all: &[usize] = if node.reader == Reader::Quads { &[1, TERMS] } else { &[1] };
             for terms in all {
-                self.pipeline(self.multiplication(node, *terms, m))?;
+                self.pipeline(self.multiplication(node, *terms, m, vectors))?;
             }
             self.pipeline(Permutation { kernel: "fill", numbers: vec![("WIDTH", WIDTH.into())] })?;
         }
@@ -426,18 +454,19 @@ impl Kernels {
             bindings.push(Bound { buffer: &node.buffer, offset: node.side_at, bytes: node.side_bytes });
         }
         bindings.resize(first.len() + 2 * terms, self.nothing());
-        if permutation.number("LUT") == 1 {
-            let table = |node: &&'_ Node| {
-                let range = node.table.clone()?;
-                Some((range.start, range.end - range.start))
+        let lut = permutation.number("LUT");
+        // Terms that are not there have the table of one that is.
+        let tables = (0..terms).filter_map(|i| nodes.get(i).or(nodes.first()).copied());
+        for node in tables.filter(|_| lut == 1 || lut == 3) {
+            let table = match lut {
+                1 => node.table.clone().map(|range| Bound {
+                    buffer: &node.buffer,
+                    offset: range.start,
+                    bytes: range.end - range.start,
+                }),
+                _ => node.windows.as_deref().map(Bound::all),
             };
-            // Terms that are not there have the table of one that is.
-            for i in 0..terms {
-                let Some(node) = nodes.get(i).or(nodes.first()) else { continue };
-                let (offset, bytes) =
-                    table(node).ok_or_else(|| Error::argument("a term without its table"))?;
-                bindings.push(Bound { buffer: &node.buffer, offset, bytes });
-            }
+            bindings.push(table.ok_or_else(|| Error::argument("a term without its table"))?);
         }
         let mut bytes = bytemuck::bytes_of(params).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&records));
@@ -487,14 +516,18 @@ fn permutation(
     permutation.numbers.push(("FUSED", fused.into()));
     if permutation.number("LUT") == 1 {
         let lut = table_place(kernel, &permutation);
-        permutation.numbers.iter_mut().filter(|(name, _)| *name == "LUT").for_each(|(_, value)| *value = lut);
+        permutation.set("LUT", lut);
+        if lut == 3 {
+            permutation.set("ENTRIES", 1 << permutation.number("JOINT"));
+        }
     }
     let (state, step) = (permutation.number("STATE"), permutation.number("STEP"));
     if state > 0 && step > 0 {
         // Rows whose windows one word holds.
         let tile = permutation.number("R");
-        let split = if (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
-        permutation.numbers.extend([("SPLIT", split), ("SPLITS", tile / split.max(1))]);
+        let own = if permutation.number("WAY") == 1 && tile * step % 32 == 0 { tile * step / 32 } else { 0 };
+        let split = if own > 0 || (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
+        permutation.numbers.extend([("OWN", own), ("SPLIT", split), ("SPLITS", tile / split.max(1))]);
     }
     permutation
 }
@@ -513,6 +546,9 @@ fn table_place(kernel: &str, permutation: &Permutation) -> i64 {
     if kernel == "multiply" && number("LANES") > 1 {
         let sums = number("LANES") * number("R") * number("M") * 4;
         return if bytes + sums <= SHARED_BYTES { 2 } else { 0 };
+    }
+    if kernel == "multiply" && number("AT_ONCE") > 1 {
+        return 3;
     }
     i64::from(bytes <= UNIFORM_BYTES)
 }

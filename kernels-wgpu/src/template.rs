@@ -6,6 +6,7 @@
 //! #use NAME               its lines, here
 //! #if EXPR ... #else ... #end
 //! #for NAME in EXPR..EXPR ... #end
+//! #let NAME = EXPR        NAME from here on
 //! ${EXPR}                 the number; ${xyzw[EXPR]} is a component's name
 //! ```
 //!
@@ -93,6 +94,13 @@ impl<'t> Composer<'t> {
                     let found = self.macros.get(argument).cloned();
                     let body = found.ok_or_else(|| Error::shader(format!("no macro `{argument}`")))?;
                     self.lines(&body, depth + 1)?;
+                }
+                "let" => {
+                    let (name, expression) = argument
+                        .split_once(" = ")
+                        .ok_or_else(|| Error::shader(format!("`{argument}` is no number")))?;
+                    let value = self.value(expression)?;
+                    self.numbers.insert(name.to_owned(), value);
                 }
                 "if" => {
                     let (body, after) = block(after)?;

@@ -13,6 +13,8 @@ const SPAN: u32 = 2048;
 const SPAN_MIN: u32 = 256;
 /// Threads of a workgroup.
 const WIDTH: u32 = 64;
+/// Vectors of four that any WebGPU device's uniform buffers hold.
+pub(crate) const UNIFORM_VECTORS: u32 = 4096;
 
 /// Rows of f32 in a buffer of the caller.
 #[derive(Clone, Copy, Debug)]
@@ -211,6 +213,11 @@ impl Activations {
         self.buffer.as_ref().ok_or_else(|| Error::argument("activations that were not prepared"))
     }
 
+    /// Elements that a kernel sees, by four, if it reads a single activation from a uniform buffer, else 0.
+    pub(crate) fn uniform_vectors(&self, kernels: &Kernels) -> u32 {
+        uniform_vectors(kernels, self.tile, self.padded)
+    }
+
     /// Makes room in `place` for `batch` activations of `size` elements.
     pub(crate) fn shaped(
         kernels: &Kernels,
@@ -228,9 +235,18 @@ impl Activations {
         };
         let padded = size.checked_next_multiple_of(32).ok_or_else(|| Error::limit("too many inputs"))?;
         let elements = product("activations", &[u64::from(batch).next_multiple_of(tile), padded.into()])?;
-        let buffer = Some(grown(kernels, place, elements.into())?);
-        Ok(Self { buffer, batch, size, tile: tile as u32, padded })
+        let made = Self { buffer: None, batch, size, tile: tile as u32, padded };
+        let room = u64::from(elements).max(u64::from(made.uniform_vectors(kernels)) * 4);
+        let buffer = Some(grown(kernels, place, room)?);
+        Ok(Self { buffer, ..made })
     }
+}
+
+/// See [`Activations::uniform_vectors`]. Threads that have their rows for themselves read the same elements at
+/// a time, and a processor that runs shaders reads uniform buffers without a check for each thread.
+pub(crate) fn uniform_vectors(kernels: &Kernels, tile: u32, elements: u32) -> u32 {
+    let fits = tile == 1 && kernels.tuning().lanes == 1 && elements / 4 <= UNIFORM_VECTORS;
+    if fits { UNIFORM_VECTORS } else { 0 }
 }
 
 /// Where a transform writes.

@@ -54,7 +54,8 @@ pub(crate) fn grown(
     if let Some(buffer) = place.as_ref().filter(|b| b.size() >= bytes) {
         return Ok(buffer.clone());
     }
-    let buffer = kernels.storage(bytes, wgpu::BufferUsages::COPY_SRC)?;
+    let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::UNIFORM;
+    let buffer = kernels.storage(bytes, usage)?;
     *place = Some(buffer.clone());
     Ok(buffer)
 }

@@ -41,7 +41,10 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
     if let (Some(state), Some(step), Some(tile)) =
         (numbers.get("STATE"), numbers.get("STEP"), numbers.get("R").copied())
     {
-        let split = if (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
+        let way = numbers.get("WAY").copied();
+        let own = if way == Some(1) && tile * step % 32 == 0 { tile * step / 32 } else { 0 };
+        let split = if own > 0 || (32 - state) / step + 1 >= tile { tile } else { tile.min(4) };
+        numbers.insert("OWN".into(), own);
         numbers.insert("SPLITS".into(), tile / split);
         numbers.insert("SPLIT".into(), split);
     }

@@ -2,9 +2,14 @@
 // the columns, and each row has WIDTH / LANES neighbours in a workgroup.
 // FUSED: the values of all terms are added up before they are multiplied, which many activations want;
 // a step has four columns then.
+// X_VECTORS: of the activations, if they are in a uniform buffer.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 #import params
+#if X_VECTORS > 0
+@group(0) @binding(1) var<uniform> x: array<vec4<f32>, ${X_VECTORS}>;
+#else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+#end
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 #import numbers
 #import ENCODING

@@ -3,12 +3,20 @@
 // ring is a whole number of words and no tile of rows (1) or columns (2) goes over a path's end.
 // FUSED: whether the names of all terms are in one scope.
 // GROUP: 0 one scale for each row, 3 scales by column.
-// LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory. ENTRIES:
-// of the table.
+// OWN: words of a path that a tile of rows fills, where it begins at one; the window of its first row
+// begins in the word before. 0 where tiles are shorter than words.
+// LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory, 3 in a
+// uniform buffer whose entries have the values of AT_ONCE rows, signed bytes, by the JOINT bits of their
+// windows. ENTRIES: of the table.
 // term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
 #if LUT == 1
 #for t in 0..TERMS
 @group(0) @binding(${3 + 2 * TERMS + t}) var<uniform> lut${t}: array<vec4<f32>, ${ENTRIES / 4}>;
+#end
+#end
+#if LUT == 3
+#for t in 0..TERMS
+@group(0) @binding(${3 + 2 * TERMS + t}) var<uniform> lut${t}: array<vec4<u32>, ${ENTRIES / 4}>;
 #end
 #end
 #if LUT == 2
@@ -76,7 +84,16 @@ let f${r} = scale${t}(scale_at${t}_${r});
 #end
 #end
 #end
-#if WAY == 1
+#if WAY == 1 && OWN > 0
+let path${t} = row0 / term${t}.a;
+let path_words${t} = min(term${t}.a, term${t}.e - path${t} * term${t}.a) * ${STEP}u / 32u;
+let own${t} = (row0 - path${t} * term${t}.a) * ${STEP}u / 32u;
+let at${t}_0 = (path${t} * term${t}.b + select(own${t}, path_words${t}, own${t} == 0u) - 1u) * (p.cols >> 2u);
+#for i in 0..OWN
+let at${t}_${i + 1} = (path${t} * term${t}.b + min(own${t} + ${i}u, path_words${t} - 1u)) * (p.cols >> 2u);
+#end
+#end
+#if WAY == 1 && OWN == 0
 let path${t} = row0 / term${t}.a;
 let ring${t} = min(term${t}.a, term${t}.e - path${t} * term${t}.a) * ${STEP}u;
 let path_words${t} = path${t} * term${t}.b;
@@ -92,7 +109,16 @@ let high_at${t}_${s} = (path_words${t} + next${t}_${s}) * (p.cols >> 2u);
 #end
 
 #def load
-#if WAY == 1
+#if WAY == 1 && OWN > 0
+#for i in 0..OWN + 1
+let word${i} = codes${t}[at${t}_${i} + step];
+#end
+// What lies across two words.
+#for i in 0..OWN
+let across${i} = (word${i} >> vec4<u32>(16u)) | (word${i + 1} << vec4<u32>(16u));
+#end
+#end
+#if WAY == 1 && OWN == 0
 #for s in 0..SPLITS
 let low${s} = codes${t}[low_at${t}_${s} + step] >> vec4<u32>(shift${t}_${s});
 let high${s} = (codes${t}[high_at${t}_${s} + step] << vec4<u32>(1u)) << vec4<u32>(31u - shift${t}_${s});
@@ -114,7 +140,40 @@ let word${r}_${i + 1} = codes${t}[words${r} + path_step * ${WORDS}u + ${i}u];
 #end
 #end
 
+// Rows FIRST and on, as many as BITS have: their windows, one over the other, as `n`.
+#def windows
+#if OWN == 0
+let n${FIRST} = (bits${FIRST / SPLIT} >> vec4<u32>(${FIRST % SPLIT * STEP}u)) & vec4<u32>(${BITS_MASK}u);
+#else
+#let BIT = 32 + (FIRST + 1) * STEP - STATE
+#if BIT % 32 + BITS <= 32
+let n${FIRST} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) & vec4<u32>(${BITS_MASK}u);
+#else
+let n${FIRST} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) & vec4<u32>(${BITS_MASK}u);
+#end
+#end
+#end
+
 #def quad
+#if LUT == 3
+#let BITS = JOINT
+#let BITS_MASK = ENTRIES - 1
+#for s in 0..SPLITS
+#for g in 0..(SPLIT + AT_ONCE - 1) / AT_ONCE
+// The last rows of a word may be some of those before too.
+#let NEW = s * SPLIT + g * AT_ONCE
+#let FIRST = NEW
+#if FIRST + AT_ONCE > (s + 1) * SPLIT
+#let FIRST = (s + 1) * SPLIT - AT_ONCE
+#end
+#use windows
+let v${FIRST} = bitcast<vec4<i32>>(vec4<u32>(lut${t}[n${FIRST}.x >> 2u][n${FIRST}.x & 3u], lut${t}[n${FIRST}.y >> 2u][n${FIRST}.y & 3u], lut${t}[n${FIRST}.z >> 2u][n${FIRST}.z & 3u], lut${t}[n${FIRST}.w >> 2u][n${FIRST}.w & 3u]));
+#for r in NEW..FIRST + AT_ONCE
+var w${r} = vec4<f32>((v${FIRST} << vec4<u32>(${24 - (r - FIRST) * 8}u)) >> vec4<u32>(24u));
+#end
+#end
+#end
+#else
 #for r in 0..R
 #if WAY == 0
 #for i in 0..4
@@ -122,7 +181,10 @@ let n${r}_${i} = window${t}(row${t}_${r}, min(column + ${i}u, p.cols - 1u));
 #end
 #end
 #if WAY == 1
-let n${r} = (bits${r / SPLIT} >> vec4<u32>(${r % SPLIT * STEP}u)) & vec4<u32>(${MASK}u);
+#let FIRST = r
+#let BITS = STATE
+#let BITS_MASK = MASK
+#use windows
 #for i in 0..4
 let n${r}_${i} = n${r}.${xyzw[i]};
 #end
@@ -149,7 +211,10 @@ var w${r} = vec4<f32>(lut[n${r}_0], lut[n${r}_1], lut[n${r}_2], lut[n${r}_3]);
 #else
 var w${r} = vec4<f32>(window_value(n${r}_0, term${t}.c, term${t}.d), window_value(n${r}_1, term${t}.c, term${t}.d), window_value(n${r}_2, term${t}.c, term${t}.d), window_value(n${r}_3, term${t}.c, term${t}.d));
 #end
+#end
+#end
 #if GROUP == 3
+#for r in 0..R
 #for i in 0..4
 let g${r}_${i} = group_of(min(column + ${i}u, p.cols - 1u), term${t}.group_cols);
 w${r}.${xyzw[i]} *= scale${t}(scale_at${t}_${r} + g${r}_${i} * term${t}.scale_col_stride);

@@ -149,7 +149,8 @@ impl<'m> GpuModel<'m> {
 
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
-        lock(&self.state).slots().map(|slot| slot.read().bytes()).sum()
+        let own: u64 = lock(&self.state).slots().map(|slot| slot.read().bytes()).sum();
+        own + self.context.kernels().shared_bytes()
     }
 
     /// Changes what is resident. No pipeline is compiled for it.

@@ -5,6 +5,7 @@ use super::{Packed, Reader};
 use crate::error::{Error, Result, index, product};
 use crate::matrix::ALIGNMENT;
 use crate::params::TermParams;
+use crate::windows::Together;
 use cmf_format::DType;
 use cmf_format::encoding::nested::{Level, Map, Rounding, Values};
 use cmf_format::encoding::sparse::{Layout, Op, position_bits};
@@ -88,6 +89,7 @@ impl Base {
             side,
             term,
             table: None,
+            together: None,
             under: None,
             rows: self.rows,
             cols: self.cols,
@@ -303,6 +305,12 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     let entries = 1usize << state;
     let table_bytes = table.at as usize * 4..side.len();
     let whole_table = code == 0 && state >= 2 && table_bytes.len() == entries * 4;
+    let together = match side.get(table_bytes.clone()) {
+        Some(table) if whole_table && way == 1 => {
+            Together::of(state, step, &bytemuck::pod_collect_to_vec::<u8, f32>(table))
+        }
+        _ => None,
+    };
     let numbers = [
         ("STATE", state),
         ("STEP", step),
@@ -310,6 +318,8 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
         ("CODE", code),
         ("LUT", i64::from(whole_table)),
         ("ENTRIES", if whole_table { entries as i64 } else { 0 }),
+        ("AT_ONCE", together.map_or(1, |t| t.rows)),
+        ("JOINT", together.map_or(0, |t| t.bits)),
         ("WAY", way),
         ("WORDS", words),
         ("ALONG", i64::from(descriptor.axis == Axis::Along)),
@@ -338,7 +348,7 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     product("ring", &[path_elems.into(), 2 * step as u64 + 16])?;
     let base = Base { quads: if way == 2 { quads } else { 1 }, ..base };
     let packed = base.packed(&numbers, vec![codes.into()], side, term);
-    Ok(Packed { table: whole_table.then_some(table_bytes), ..packed })
+    Ok(Packed { table: whole_table.then_some(table_bytes), together, ..packed })
 }
 
 fn codebook_node<'v>(view: &'v codebook::View<'_>, rows: Range<usize>, base: Base) -> Result<Packed<'v>> {

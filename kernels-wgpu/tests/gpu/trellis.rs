@@ -1,9 +1,11 @@
 //! `trellis`.
 
-use crate::common::{Near, Random, TestResult, bed, check, check_eights, check_tiles, dense_node, scales};
+use crate::common::{Near, Random, TestResult, bed, check, check_eights, check_tiles, context, scales};
+use cmf_format::encoding::dense;
 use cmf_format::encoding::grouped::groups;
 use cmf_format::encoding::trellis::{Axis, Code, Descriptor, pack};
 use cmf_format::{DType, NodeData};
+use cmf_kernels_wgpu::{GpuMatrix, Kernels, Tuning, Uploader};
 use std::sync::Arc;
 
 const PLAIN: Descriptor = Descriptor {
@@ -18,12 +20,36 @@ const PLAIN: Descriptor = Descriptor {
 
 fn node(descriptor: &Descriptor, rows: usize, cols: usize, seed: u64) -> Result<NodeData, cmf_format::Error> {
     let mut random = Random::new(seed);
+    let values = random.values(1 << descriptor.state_bits);
+    node_of(descriptor, rows, cols, &mut random, &values)
+}
+
+/// With a table of signed bytes.
+fn node_of_bytes(
+    descriptor: &Descriptor,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+) -> Result<NodeData, cmf_format::Error> {
+    let mut random = Random::new(seed);
+    let values: Vec<f32> =
+        (0..1 << descriptor.state_bits).map(|_| random.below(256) as f32 - 128.0).collect();
+    node_of(descriptor, rows, cols, &mut random, &values)
+}
+
+fn node_of(
+    descriptor: &Descriptor,
+    rows: usize,
+    cols: usize,
+    random: &mut Random,
+    values: &[f32],
+) -> Result<NodeData, cmf_format::Error> {
     let codes: Vec<u8> = (0..rows * cols).map(|_| random.below(1 << descriptor.step_bits) as u8).collect();
     let down = groups(rows as u64, descriptor.scale_rows) as usize;
     let across = groups(cols as u64, descriptor.scale_cols) as usize;
-    let scale = scales(DType::F16, down, across, &mut random)?;
+    let scale = scales(DType::F16, down, across, random)?;
     let table = match descriptor.code {
-        Code::Table => Some(Arc::new(dense_node(DType::F16, 1, 1 << descriptor.state_bits, &mut random)?)),
+        Code::Table => Some(Arc::new(dense::pack_values(DType::F16, 1, values.len() as u64, values)?)),
         Code::ByteSum { .. } => None,
     };
     pack(descriptor, rows as u64, cols as u64, &codes, scale, table)
@@ -76,5 +102,57 @@ fn five_planes_add_up() -> TestResult {
     }
     check_tiles(&bed, "planes in tiles", &planes, Near::Exact)?;
     check_eights(&bed, "planes in tiles of 8", &planes, Near::Exact)?;
+    Ok(())
+}
+
+#[test]
+fn tables_of_bytes_give_rows_at_once() -> TestResult {
+    let Some(bed) = bed()? else { return Ok(()) };
+    for (state_bits, step_bits) in [(10, 2), (8, 2), (12, 1), (6, 4), (9, 3)] {
+        let descriptor = Descriptor { state_bits, step_bits, ..PLAIN };
+        let planes = (0..2).map(|seed| node_of_bytes(&descriptor, 96, 36, seed).map(Arc::new));
+        let planes = planes.collect::<Result<Vec<_>, _>>()?;
+        let name = format!("bytes, {state_bits}/{step_bits} bits");
+        check(&bed, &name, planes.get(..1).ok_or("plane")?, Near::Exact)?;
+        check_eights(&bed, &name, &planes, Near::Exact)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tall_tiles_have_whole_words_of_paths() -> TestResult {
+    let Some(bed) = bed()? else { return Ok(()) };
+    // Tiles of 32 and 16 rows, the last not full; paths of one tile, of a part of one and of several.
+    for (rows, path_elems) in [(1040, 0), (1040, 32), (1056, 48), (272, 0), (1120, 1024), (288, 128)] {
+        for (state_bits, step_bits) in [(10, 2), (12, 1), (10, 3), (7, 4)] {
+            let descriptor = Descriptor { state_bits, step_bits, path_elems, scale_rows: 16, ..PLAIN };
+            let name = format!("{state_bits}/{step_bits} bits, {rows} rows, paths {path_elems}");
+            check(&bed, &name, &[Arc::new(node_of_bytes(&descriptor, rows, 20, 3)?)], Near::Exact)?;
+        }
+        let descriptor = Descriptor { state_bits: 16, code: Code::BYTE_SUM, path_elems, ..PLAIN };
+        let planes = (0..2).map(|seed| node(&descriptor, rows, 20, seed).map(Arc::new));
+        let planes = planes.collect::<Result<Vec<_>, _>>()?;
+        check(&bed, &format!("byte sums, {rows} rows, paths {path_elems}"), &planes, Near::Exact)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn units_share_their_table() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    let kernels = Kernels::with_tuning(context.device(), Tuning { lanes: 1, width: 16 })?;
+    let mut uploader = Uploader::new(context.device(), context.queue());
+    let mut matrix = GpuMatrix::new(&kernels, &mut uploader, 64, 32, &[], &[])?;
+    let node = node_of_bytes(&PLAIN, 64, 32, 1)?;
+    let view = node.view()?;
+    for unit in 0..3 {
+        matrix.insert(&kernels, &mut uploader, unit, std::iter::once((0, 0, &view)))?;
+    }
+    uploader.finish()?;
+    assert_eq!(kernels.shared_bytes(), 4 << 14);
+    for unit in 0..3 {
+        assert!(matrix.remove(unit));
+    }
+    assert_eq!(kernels.shared_bytes(), 0);
     Ok(())
 }
