@@ -4,10 +4,12 @@
 //! bits on every machine.
 
 use super::levels::Levels;
+use super::vectors;
+use fearless_simd::Level as Isa;
 use multiversion::multiversion;
 
 /// Partial sums of a loop.
-const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 /// Elements summed in f32 before the sum goes on in f64.
 pub(super) const CHUNK: usize = 16 * LANES;
 /// Levels of which moments are taken at a time: to clear a larger buffer costs small groups more than
@@ -130,13 +132,21 @@ pub(super) struct Moments {
 }
 
 /// Sums over a group with each value rounded by `affine`.
-#[multiversion(targets("x86_64+avx2"))]
 pub(super) fn moments<L: Levels>(
+    isa: Isa,
     levels: L,
     affine: Affine,
     values: &[f32],
     weights: Option<&[f32]>,
 ) -> Moments {
+    match levels.integers() {
+        Some(levels) => vectors::moments(isa, levels, affine, values, weights),
+        None => any_moments(levels, affine, values, weights),
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn any_moments<L: Levels>(levels: L, affine: Affine, values: &[f32], weights: Option<&[f32]>) -> Moments {
     match weights {
         Some(weights) => moments_by(levels, affine, values, weights, |x, w| x * w),
         // The values stand in for weights that are not read.
@@ -187,13 +197,21 @@ fn sum3(a: &[f32], b: &[f32], weights: &[f32], weigh: impl Fn(f32, f32) -> f32) 
 }
 
 /// Weighted squared error of a group as the decoder will see it.
-#[multiversion(targets("x86_64+avx2"))]
 pub(super) fn squared_error<L: Levels>(
+    isa: Isa,
     levels: L,
     affine: Affine,
     values: &[f32],
     weights: Option<&[f32]>,
 ) -> f64 {
+    match levels.integers() {
+        Some(levels) => vectors::squared_error(isa, levels, affine, values, weights),
+        None => any_error(levels, affine, values, weights),
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn any_error<L: Levels>(levels: L, affine: Affine, values: &[f32], weights: Option<&[f32]>) -> f64 {
     let factor = affine.factor();
     let error = |value: f32| {
         let level = levels.level((value - affine.add) * factor + affine.subtract);

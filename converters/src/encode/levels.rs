@@ -3,6 +3,8 @@
 use super::params::{Codes, GroupedParams, Range, Zero};
 use crate::error::{Error, Result};
 use cmf_format::encoding::grouped::{CodeMap, Minifloat, Special};
+use fearless_simd::f32x8;
+use fearless_simd::prelude::*;
 
 /// Rounding to the nearest of a set of levels. Each method is branch-free where it can be, so that
 /// loops over it vectorise.
@@ -17,6 +19,11 @@ pub(super) trait Levels: Copy + Sync {
         for (code, value) in codes.iter_mut().zip(values) {
             *code = self.code(map(*value));
         }
+    }
+    /// These levels, where they are consecutive integers.
+    #[inline(always)]
+    fn integers(self) -> Option<Integers> {
+        None
     }
 }
 
@@ -37,6 +44,12 @@ impl Integers {
         let low = low as f32;
         Self { low, high: high as f32, code_of_zero: (ROUND + low).to_bits() }
     }
+
+    /// The levels nearest to `x`, as [`Levels::level`] gives them.
+    #[inline(always)]
+    pub(super) fn levels<S: Simd>(self, x: f32x8<S>) -> f32x8<S> {
+        (x.max(self.low).min(self.high) + ROUND) - ROUND
+    }
 }
 
 impl Levels for Integers {
@@ -49,6 +62,11 @@ impl Levels for Integers {
     fn code(self, x: f32) -> u8 {
         let rounded = clamp(x, self.low, self.high) + ROUND;
         rounded.to_bits().wrapping_sub(self.code_of_zero) as u8
+    }
+
+    #[inline(always)]
+    fn integers(self) -> Option<Integers> {
+        Some(self)
     }
 }
 

@@ -30,6 +30,7 @@ mod terms;
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests;
 pub mod trellis;
+mod vectors;
 
 pub use codebook::{Codebooks, codebook, codebook_with, codebooks};
 pub use feedback::{Feedback, cost};

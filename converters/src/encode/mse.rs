@@ -7,6 +7,7 @@ use super::kernels::{Sums, moments, squared_error};
 use super::levels::Levels;
 use super::params::Zero;
 use super::rule::{Fit, Rule};
+use fearless_simd::Level as Isa;
 
 /// Rounds of codes for the fit, then fit for the codes, after the grid.
 const REFITS: usize = 4;
@@ -37,7 +38,8 @@ pub(super) fn search<L: Levels>(levels: L, rule: &Rule<'_>, steps: f32, group: G
     if rtn.scale == 0.0 {
         return rtn;
     }
-    let search = Search { levels, rule, group, sums: Sums::new(group.values, group.weights) };
+    let sums = Sums::new(group.values, group.weights);
+    let search = Search { isa: Isa::new(), levels, rule, group, sums, per_weight: 1.0 / sums.n };
     let best = search.grid(steps, rtn);
     search.least_stored(rtn, best)
 }
@@ -50,12 +52,12 @@ pub(super) fn refit_base<L: Levels>(
     scale: f32,
     base: f32,
 ) -> f32 {
-    let sums = Sums::new(group.values, group.weights);
+    let (isa, sums) = (Isa::new(), Sums::new(group.values, group.weights));
     let stored = |base: f32| rule.affine(scale, rule.zero_point(scale, base));
-    let error = |base: f32| squared_error(levels, stored(base), group.values, group.weights);
+    let error = |base: f32| squared_error(isa, levels, stored(base), group.values, group.weights);
     let mut best = (error(base), base);
     for _ in 0..REFITS {
-        let m = moments(levels, stored(best.1), group.values, group.weights);
+        let m = moments(isa, levels, stored(best.1), group.values, group.weights);
         let mean_level = m.l / sums.n - f64::from(rule.low);
         let base = (sums.x / sums.n - f64::from(scale) * mean_level) as f32;
         let trial = (error(base), base);
@@ -68,10 +70,13 @@ pub(super) fn refit_base<L: Levels>(
 }
 
 struct Search<'a, L> {
+    isa: Isa,
     levels: L,
     rule: &'a Rule<'a>,
     group: Group<'a>,
     sums: Sums,
+    /// 1 over the sum of weights.
+    per_weight: f64,
 }
 
 impl<L: Levels> Search<'_, L> {
@@ -131,7 +136,7 @@ impl<L: Levels> Search<'_, L> {
             Zero::Code | Zero::None => rule.zero_point(fit.scale, fit.base),
         };
         let affine = rule.affine(fit.scale, zero);
-        let m = moments(self.levels, affine, self.group.values, self.group.weights);
+        let m = moments(self.isa, self.levels, affine, self.group.values, self.group.weights);
         let Sums { n, x, xx } = self.sums;
         match rule.zero {
             Zero::None | Zero::Code => {
@@ -141,20 +146,23 @@ impl<L: Levels> Search<'_, L> {
                 if ll <= 0.0 {
                     return Trial { error: f64::INFINITY, fit };
                 }
-                let scale = (xl / ll) as f32;
-                let base = (rule.low - zero as f32) * scale;
-                Trial { error: xx - xl * xl / ll, fit: Fit { scale, base } }
+                let scale = xl / ll;
+                let error = xx - xl * scale;
+                let base = (rule.low - zero as f32) * scale as f32;
+                Trial { error, fit: Fit { scale: scale as f32, base } }
             }
             Zero::Subtract | Zero::Add => {
-                let spread = m.ll - m.l * m.l / n;
-                let shared = m.xl - x * m.l / n;
+                let mean_level = m.l * self.per_weight;
+                let spread = m.ll - m.l * mean_level;
+                let shared = m.xl - x * mean_level;
                 if spread <= 0.0 {
                     return Trial { error: f64::INFINITY, fit };
                 }
+                let mean = x * self.per_weight;
                 let scale = shared / spread;
-                let base = x / n - scale * (m.l / n - f64::from(rule.low));
+                let base = mean - scale * (mean_level - f64::from(rule.low));
                 Trial {
-                    error: xx - x * x / n - shared * shared / spread,
+                    error: xx - x * mean - shared * scale,
                     fit: Fit { scale: scale as f32, base: base as f32 },
                 }
             }
@@ -165,7 +173,7 @@ impl<L: Levels> Search<'_, L> {
     /// them.
     fn least_stored(&self, rtn: Fit, best: Trial) -> Fit {
         let error = |fit: Fit| {
-            squared_error(self.levels, self.rule.stored(fit), self.group.values, self.group.weights)
+            squared_error(self.isa, self.levels, self.rule.stored(fit), self.group.values, self.group.weights)
         };
         let half = |fit: Fit| Fit { scale: fit.scale * 0.5, ..fit };
         let mut least = (error(rtn), rtn);

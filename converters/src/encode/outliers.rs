@@ -265,7 +265,7 @@ impl Members {
     fn error<L: Levels>(&self, levels: L, rule: &Rule<'_>) -> f64 {
         let (least, greatest) = super::kernels::extremes(&self.values);
         let affine = rule.stored(rule.rounding(least, greatest));
-        squared_error(levels, affine, &self.values, self.weights.as_deref())
+        squared_error(fearless_simd::Level::new(), levels, affine, &self.values, self.weights.as_deref())
     }
 
     /// Takes out the entry at `k`; the last one takes its place.
