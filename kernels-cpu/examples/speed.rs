@@ -3,6 +3,7 @@
 //! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]`
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
+use cmf_format::encoding::nested::Rounding;
 use cmf_format::{DType, NodeData};
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Grouped, Numbers, Parts, Result, Trellis, parse, plain, view};
+use common::{Grouped, Numbers, Parts, Result, Trellis, levels, parse, plain, planes, vectors, view};
 
 const ROWS: usize = 4096;
 const COLS: usize = 4096;
@@ -53,6 +54,10 @@ const CASES: &[(&str, Make)] = &[
     ("trellis 2 + 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?, trellis(8, 2, true, n)?])),
     ("trellis 2 + 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?, trellis(10, 2, true, n)?])),
     ("trellis 2 + 2 bits, hashed windows of 12", |n| Ok(vec![hashed(12, n)?, hashed(12, n)?])),
+    ("nested 4 bits, tables", |_| Ok(vec![planes(ROWS, COLS, 4)?])),
+    ("nested 4 bits, groups of 64", |_| levels(ROWS, COLS, &[4], Rounding::Floor, 64)),
+    ("nested 3 and 4 bits, groups of 64", |_| levels(ROWS, COLS, &[3, 4], Rounding::Floor, 64)),
+    ("codebook", |_| Ok(vec![vectors(ROWS, COLS)?])),
     ("dense f16", |n| Ok(vec![plain(DType::F16, ROWS, COLS, &n.values(ROWS * COLS, 1.0))?])),
 ];
 

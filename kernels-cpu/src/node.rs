@@ -3,6 +3,7 @@
 mod dense;
 mod grouped;
 mod low_rank;
+mod nested;
 mod trellis;
 
 use crate::arch::{self, Simd};
@@ -23,6 +24,7 @@ pub(crate) enum Plan {
     Grouped(grouped::Plan),
     Trellis(trellis::Plan),
     LowRank(low_rank::Plan),
+    Nested(nested::Plan),
     /// By the reference decode, some rows at a time.
     Reference,
 }
@@ -33,6 +35,7 @@ impl Plan {
             View::Dense(_) => Some(Plan::Dense),
             View::Grouped(view) => grouped::Plan::new(view).map(Plan::Grouped),
             View::Trellis(view) => trellis::Plan::new(view).map(Plan::Trellis),
+            View::Nested(view) => nested::Plan::new(view).map(Plan::Nested),
             View::LowRank(view) => Some(Plan::LowRank(low_rank::Plan::new(view))),
             _ => None,
         };
@@ -71,6 +74,9 @@ impl Node<'_, '_> {
             (Plan::Trellis(plan), View::Trellis(view)) => {
                 plan.multiply(self.simd, view, rows, input, is_fast, out, work)
             }
+            (Plan::Nested(plan), View::Nested(view)) if plan.is_fused(input.tokens) => {
+                plan.multiply(self.simd, view, rows, input, is_fast, out, work)
+            }
             (Plan::Dense, View::Dense(view)) if let Some(element) = dense::element(view.dtype()) => {
                 dense::multiply(self.simd, element, view, rows, input, out);
                 Ok(())
@@ -102,6 +108,7 @@ impl Node<'_, '_> {
             (Plan::Dense, View::Dense(view)) => dense::decode(self.simd, view, rows, out),
             (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(self.simd, view, rows, out, work),
             (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(self.simd, view, rows, out, work),
+            (Plan::Nested(plan), View::Nested(view)) => plan.decode(self.simd, view, rows, out, work),
             _ => self.view.decode_rows(rows, out),
         }
     }

@@ -32,6 +32,8 @@ pub(crate) enum Zero {
 pub(crate) struct Codes<'k> {
     /// Bits of a code, 1 to 8.
     pub(crate) bits: usize,
+    /// Bits that may be set in a code.
+    pub(crate) used_bits: usize,
     /// From the first row on, perhaps with more behind the last row; rows lie `row_bytes` apart.
     pub(crate) bytes: &'k [u8],
     pub(crate) row_bytes: usize,

@@ -4,8 +4,9 @@ mod common;
 
 use cmf_format::DType;
 use cmf_format::encoding::grouped::{CodeMap, Minifloat, ZeroOp};
+use cmf_format::encoding::nested::Rounding;
+use cmf_format::encoding::sparse;
 use cmf_format::encoding::trellis::Axis;
-use cmf_format::encoding::{codebook, lossless, low_rank, nested, sign_low_rank, sparse};
 use cmf_format::write::TransformEntry;
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
 use common::*;
@@ -164,81 +165,61 @@ fn dense_elements() -> Result {
 }
 
 #[test]
-fn factors() -> Result {
-    let mut numbers = Numbers(4);
-    let (rows, cols, rank) = (37, 70, 5);
-    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
-    let b = plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?;
-    let node = low_rank::pack(a, b)?;
+fn factors_of_low_rank() -> Result {
     // Products of factors are not those of their product, whose sums may be small.
-    check(Parts::of(node), rows, cols, 3, Expect { roundings: 2000, quantises: false })
+    check(Parts::of(factors(37, 70)?), 37, 70, 3, Expect { roundings: 2000, quantises: false })
 }
 
 #[test]
 fn signs_with_magnitudes() -> Result {
-    let mut numbers = Numbers(4);
-    let (rows, cols, rank) = (37, 70, 5);
-    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
-    let b = plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?;
-    let positive: Vec<bool> = (0..rows * cols).map(|_| numbers.byte(2) == 1).collect();
-    let node = sign_low_rank::pack(&positive, a, b)?;
-    check(Parts::of(node), rows, cols, 3, EXACT)
+    check(Parts::of(signs(37, 70)?), 37, 70, 3, EXACT)
 }
 
 #[test]
-fn nested_levels() -> Result {
-    let mut numbers = Numbers(4);
-    let (rows, cols) = (19, 70);
-    let codes: Vec<u8> = (0..rows * cols).map(|_| numbers.byte(16)).collect();
-    let planes = nested::planes(&codes, cols, 4)?;
-    let table = plain(DType::F16, rows, 16, &numbers.values(rows * 16, 1.0))?;
-    let level = nested::LevelData {
-        level: nested::Level {
-            bits: 4,
-            map: nested::Map::Table,
-            rounding: nested::Rounding::Floor,
-            group_cols: 0,
-        },
-        children: vec![table.into()],
-    };
-    let node = nested::pack(rows as u64, cols as u64, &planes, &level, None)?;
-    check(Parts::of(node), rows, cols, 3, EXACT)
+fn nested_tables() -> Result {
+    for bits in [1, 3, 4, 6, 8] {
+        for (rows, cols) in SHAPES {
+            check(Parts::of(planes(rows, cols, bits)?), rows, cols, 3, EXACT)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nested_integers() -> Result {
+    for rounding in [Rounding::Floor, Rounding::HalfUp] {
+        for (bits, group_cols) in [(1, 0), (3, 32), (4, 64), (7, 16), (4, 20)] {
+            for (rows, cols) in SHAPES {
+                let nodes = levels(rows, cols, &[bits], rounding, group_cols)?;
+                let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+                let expect = Expect { roundings: 2000, quantises: true };
+                check(Parts { terms, ..Parts::default() }, rows, cols, 3, expect)?;
+            }
+        }
+    }
+    let eight = levels(19, 70, &[8], Rounding::Floor, 32)?.into_iter().map(|node| (0, 0, node)).collect();
+    check(Parts { terms: eight, ..Parts::default() }, 19, 70, 3, Expect { roundings: 2000, quantises: false })
+}
+
+#[test]
+fn nested_levels_over_each_other() -> Result {
+    for (rounding, group_cols) in [(Rounding::Floor, 32), (Rounding::HalfUp, 64), (Rounding::Floor, 20)] {
+        let nodes = levels(37, 130, &[2, 3, 4], rounding, group_cols)?;
+        let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+        let expect = Expect { roundings: 4000, quantises: true };
+        check(Parts { terms, ..Parts::default() }, 37, 130, 3, expect)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn codebooks() -> Result {
-    let mut numbers = Numbers(4);
-    let (rows, cols) = (19, 72);
-    let descriptor = codebook::Descriptor {
-        bits: 6,
-        codebooks: 2,
-        vector_rows: 1,
-        vector_cols: 8,
-        has_scale: true,
-        scale_cols: 0,
-    };
-    let codes: Vec<u16> = (0..rows * cols / 8 * 2).map(|_| numbers.byte(64).into()).collect();
-    let entries = plain(DType::F16, 128, 8, &numbers.values(128 * 8, 1.0))?;
-    let scale = plain(DType::F16, rows, 1, &numbers.values(rows, 1.0))?;
-    let node = codebook::pack(&descriptor, rows as u64, cols as u64, &codes, entries, Some(scale.into()))?;
-    check(Parts::of(node), rows, cols, 3, EXACT)
+    check(Parts::of(vectors(19, 72)?), 19, 72, 3, EXACT)
 }
 
 #[test]
 fn lossless_elements() -> Result {
-    let (rows, cols) = (19, 70);
-    let bytes = DType::BF16.encode(&Numbers(4).values(rows * cols, 1.0))?;
-    let node = lossless::pack(DType::BF16, rows as u64, cols as u64, &bytes)?;
-    check(Parts::of(node), rows, cols, 3, EXACT)
-}
-
-/// Positions of every tenth element.
-fn outliers(op: sparse::Op, rows: usize, cols: usize) -> Result<cmf_format::NodeData> {
-    let listed = |row: usize, col: usize| (row * cols + col) % 10 == 3;
-    let positions = sparse::Positions::from_mask(rows, cols, sparse::Block::ONE, listed)?;
-    let count = positions.columns.len();
-    let values = plain(DType::F16, count, 1, &Numbers(6).values(count, 1.0))?;
-    Ok(sparse::pack_csr(op, rows as u64, cols as u64, &positions, values)?)
+    check(Parts::of(packed(19, 70)?), 19, 70, 3, EXACT)
 }
 
 #[test]

@@ -489,7 +489,7 @@ impl<'k> Decoder<'k> {
         const NONE: &[f32; 256] = &[0.0; 256];
         let (map, less, values) = match codes.map {
             Map::Signed(offset) => (SIGNED, offset.unsigned_abs() as u8, NONE),
-            Map::Values(values) if codes.bits <= 4 => (TABLE_16, 0, values),
+            Map::Values(values) if codes.used_bits <= 4 => (TABLE_16, 0, values),
             Map::Values(values) => (TABLE_256, 0, values),
         };
         let first = values.first_chunk().copied().unwrap_or_default();
@@ -808,5 +808,21 @@ fn decode_rows<const MAP: u8, const ZERO: u8>(
                 }
             }
         }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
+pub(super) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
+    for (block, out) in out.iter_mut().enumerate() {
+        let codes = planes.iter().fold(_mm512_setzero_si512(), |codes, plane| {
+            let bytes = plane.get(block * 8..).unwrap_or(&[]);
+            let bits = match bytes.first_chunk() {
+                Some(bits) => u64::from_le_bytes(*bits),
+                None => bytes.iter().rev().fold(0, |bits, byte| bits << 8 | u64::from(*byte)),
+            };
+            // A bit that is set is -1 in its byte.
+            _mm512_sub_epi8(_mm512_add_epi8(codes, codes), _mm512_movm_epi8(bits))
+        });
+        store_bytes(codes, out);
     }
 }

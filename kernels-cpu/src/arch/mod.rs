@@ -194,6 +194,11 @@ pub(crate) fn decode(simd: Simd, codes: &Codes<'_>, cols: usize, out: &mut [f32]
     dispatch!(simd, decode(codes, cols, out))
 }
 
+/// Codes of a row of bit planes, the most significant first, a byte each.
+pub(crate) fn planes(simd: Simd, planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
+    dispatch!(simd, planes(planes, out))
+}
+
 /// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.
 pub(crate) fn trellis(simd: Simd, words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]]) {
     dispatch!(simd, trellis(words, blocks, out))

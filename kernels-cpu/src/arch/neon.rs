@@ -13,7 +13,7 @@ mod twice;
 use core::arch::aarch64::*;
 
 pub(super) use self::dot::{Dot, Dotprod, Matmul, Wide};
-pub(super) use self::exact::{decode, dot, elements, exact, halves};
+pub(super) use self::exact::{decode, dot, elements, exact, halves, planes};
 pub(super) use self::trellis::{trellis, trellis_fast};
 pub(super) use self::twice::fast_twice;
 

@@ -228,6 +228,33 @@ pub(crate) fn decode(codes: &Codes<'_>, cols: usize, out: &mut [f32]) {
     }
 }
 
+/// Of each byte its bits, the lowest first, in a byte each.
+const BITS: [[u8; 8]; 256] = {
+    let mut of = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut bit = 0;
+        while bit < 8 {
+            of[byte][bit] = (byte >> bit & 1) as u8;
+            bit += 1;
+        }
+        byte += 1;
+    }
+    of
+};
+
+/// Codes of a row of bit planes, the most significant first, a byte each.
+#[inline(always)]
+pub(crate) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
+    for (i, out) in out.as_flattened_mut().as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let codes = planes.iter().fold(0, |codes, plane| {
+            let byte = plane.get(i).copied().unwrap_or(0);
+            codes << 1 | u64::from_le_bytes(BITS[usize::from(byte)])
+        });
+        *out = codes.to_le_bytes();
+    }
+}
+
 /// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.
 #[inline(always)]
 pub(crate) fn trellis(words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]]) {

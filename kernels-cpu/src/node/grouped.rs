@@ -20,6 +20,21 @@ const FEW: usize = 4;
 /// Rows for which scales are spread out at a time.
 const ROWS: usize = 16;
 
+/// Codes of rows from `first` on, and what they are scaled with.
+pub(super) struct Source<'v, 'a> {
+    pub(super) first: usize,
+    pub(super) codes: &'v [u8],
+    pub(super) scale: Option<&'v AnyView<'a>>,
+    pub(super) zero: Option<&'v AnyView<'a>>,
+    pub(super) cols: usize,
+}
+
+impl<'v, 'a> Source<'v, 'a> {
+    fn of(view: &'v View<'a>) -> Self {
+        Self { first: 0, codes: view.codes(), scale: view.scale(), zero: view.zero(), cols: view.cols() }
+    }
+}
+
 /// What is prepared of a node.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -90,6 +105,32 @@ impl Plan {
         })
     }
 
+    /// Codes of a byte each, in rows of whole blocks: `(code - zero) * scale`, of no more than `most`.
+    pub(super) fn of_bytes(
+        most: u8,
+        cols: usize,
+        group_cols: usize,
+        scale: &AnyView<'_>,
+        zero: &AnyView<'_>,
+    ) -> Option<Self> {
+        let group_cols = if group_cols == 0 { cols } else { group_cols.min(cols) };
+        if cols == 0 || !(group_cols == cols || group_cols.is_multiple_of(GRANULE)) {
+            return None;
+        }
+        Some(Self {
+            bits: 8,
+            values: (most > 127).then(|| of_codes(f32::from)),
+            offset: 0,
+            zero: Zero::Subtract,
+            row_bytes: cols.div_ceil(BLOCK) * BLOCK,
+            blocks: cols.div_ceil(BLOCK),
+            group_rows: 1,
+            group_granules: group_cols.div_ceil(GRANULE),
+            scale: Some(Box::new(AnyPlan::new(scale))),
+            zeros: Some(Box::new(AnyPlan::new(zero))),
+        })
+    }
+
     /// Blocks of a row of scales.
     fn stride(&self) -> usize {
         self.blocks.next_multiple_of(2)
@@ -124,9 +165,25 @@ impl Plan {
                 return Ok(());
             }
         }
+        self.multiply_source(simd, &Source::of(view), rows, input, is_fast, out, work)
+    }
+
+    /// [`Plan::multiply`] with scales that are spread out.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+    pub(super) fn multiply_source(
+        &self,
+        simd: Simd,
+        source: &Source<'_, '_>,
+        rows: Range<usize>,
+        input: &Input<'_>,
+        is_fast: bool,
+        out: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let is_fast = is_fast && self.values.is_none();
         let mut lanes = core::mem::take(&mut work.lanes);
         let of_tokens = sized(&mut lanes, input.tokens);
-        let done = self.each_rows(simd, view, rows, input.tokens, out, work, &mut |codes, zeros, out| {
+        let done = self.each_rows(simd, source, rows, input.tokens, out, work, &mut |codes, zeros, out| {
             if !is_fast {
                 arch::exact(simd, &Codes { zeros, ..codes }, input, out);
                 return;
@@ -158,7 +215,7 @@ impl Plan {
                 groups,
                 granules_log: if groups == 1 { 31 } else { self.group_granules.trailing_zeros() },
             }),
-            ..self.codes(view, rows, &[])
+            ..self.codes(&Source::of(view), rows, &[])
         })
     }
 
@@ -174,17 +231,19 @@ impl Plan {
         };
         let scale = small(view.scale()?, self.scale.as_ref()?, rows.clone())?;
         (view.scale()?.rows() == view.rows()).then(|| Twice {
-            codes: self.codes(view, rows, &[]),
+            codes: self.codes(&Source::of(view), rows, &[]),
             scale,
             zero,
         })
     }
 
     /// Rows `rows` with these scales.
-    fn codes<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>, scales: &'v [f32]) -> Codes<'v> {
+    fn codes<'v>(&'v self, source: &Source<'v, '_>, rows: Range<usize>, scales: &'v [f32]) -> Codes<'v> {
+        let first = rows.start.saturating_sub(source.first);
         Codes {
             bits: self.bits,
-            bytes: view.codes().get(rows.start * self.row_bytes..).unwrap_or(&[]),
+            used_bits: self.bits,
+            bytes: source.codes.get(first * self.row_bytes..).unwrap_or(&[]),
             row_bytes: self.row_bytes,
             rows: rows.len(),
             blocks: self.blocks,
@@ -208,8 +267,19 @@ impl Plan {
         out: &mut [f32],
         work: &mut Work,
     ) -> Result<()> {
-        let cols = view.cols();
-        self.each_rows(simd, view, rows, cols, out, work, &mut |codes, zeros, out| {
+        self.decode_source(simd, &Source::of(view), rows, out, work)
+    }
+
+    pub(super) fn decode_source(
+        &self,
+        simd: Simd,
+        source: &Source<'_, '_>,
+        rows: Range<usize>,
+        out: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let cols = source.cols;
+        self.each_rows(simd, source, rows, cols, out, work, &mut |codes, zeros, out| {
             arch::decode(simd, &Codes { zeros, ..codes }, cols, out);
         })
     }
@@ -220,7 +290,7 @@ impl Plan {
     fn each_rows(
         &self,
         simd: Simd,
-        view: &View<'_>,
+        source: &Source<'_, '_>,
         rows: Range<usize>,
         width: usize,
         out: &mut [f32],
@@ -237,14 +307,14 @@ impl Plan {
             let part = rows.len() * self.stride() * GRANULES;
             let scales = all_scales.get_mut(..part).unwrap_or(&mut []);
             let zeros = all_zeros.get_mut(..part).unwrap_or(&mut []);
-            done = self.spread(simd, view.scale(), &self.scale, rows.clone(), view.cols(), scales, work);
+            done = self.spread(simd, source.scale, &self.scale, rows.clone(), source.cols, scales, work);
             if done.is_ok() && self.zero != Zero::None {
-                done = self.spread(simd, view.zero(), &self.zeros, rows.clone(), view.cols(), zeros, work);
+                done = self.spread(simd, source.zero, &self.zeros, rows.clone(), source.cols, zeros, work);
             }
             if done.is_err() {
                 break;
             }
-            let codes = self.codes(view, rows, scales);
+            let codes = self.codes(source, rows, scales);
             kernel(codes, zeros, out);
         }
         (work.scales, work.zeros) = (scales, zeros);

@@ -133,6 +133,7 @@ impl Plan {
             }
             let codes = Codes {
                 bits: 8,
+                used_bits: 8,
                 bytes: panel.get(part.skip * blocks..).unwrap_or(&[]).as_flattened(),
                 row_bytes: blocks * BLOCK,
                 rows: scales.len(),

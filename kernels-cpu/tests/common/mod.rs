@@ -4,7 +4,7 @@
 
 use cmf_format::archive::{Archive, MatrixView};
 use cmf_format::encoding::trellis::{self, Axis, Code};
-use cmf_format::encoding::{dense, grouped};
+use cmf_format::encoding::{codebook, dense, grouped, lossless, low_rank, nested, sign_low_rank, sparse};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, TransformEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType, Limits, NodeData};
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
@@ -175,6 +175,99 @@ impl Trellis {
         };
         Ok(trellis::pack(&descriptor, rows as u64, cols as u64, &codes, scale, table)?)
     }
+}
+
+/// `low_rank`, of rank 5.
+pub(crate) fn factors(rows: usize, cols: usize) -> Result<NodeData> {
+    let (a, b) = two_factors(&mut Numbers(4), rows, cols)?;
+    Ok(low_rank::pack(a, b)?)
+}
+
+fn two_factors(numbers: &mut Numbers, rows: usize, cols: usize) -> Result<(NodeData, NodeData)> {
+    let rank = 5;
+    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
+    Ok((a, plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?))
+}
+
+/// `sign_low_rank`, of rank 5.
+pub(crate) fn signs(rows: usize, cols: usize) -> Result<NodeData> {
+    let mut numbers = Numbers(4);
+    let (a, b) = two_factors(&mut numbers, rows, cols)?;
+    let positive: Vec<bool> = (0..rows * cols).map(|_| numbers.byte(2) == 1).collect();
+    Ok(sign_low_rank::pack(&positive, a, b)?)
+}
+
+/// `nested`, at a level of `bits` bits with a table for each row.
+pub(crate) fn planes(rows: usize, cols: usize, bits: u8) -> Result<NodeData> {
+    let mut numbers = Numbers(4);
+    let codes: Vec<u8> = (0..rows * cols).map(|_| numbers.byte(1 << bits)).collect();
+    let planes = nested::planes(&codes, cols, bits)?;
+    let table = plain(DType::F16, rows, 1 << bits, &numbers.values(rows << bits, 1.0))?;
+    let level = nested::LevelData {
+        level: nested::Level {
+            bits,
+            map: nested::Map::Table,
+            rounding: nested::Rounding::Floor,
+            group_cols: 0,
+        },
+        children: vec![table.into()],
+    };
+    Ok(nested::pack(rows as u64, cols as u64, &planes, &level, None)?)
+}
+
+/// `nested`: a node for each level of integers, each over the one before.
+pub(crate) fn levels(
+    rows: usize,
+    cols: usize,
+    bits: &[u8],
+    rounding: nested::Rounding,
+    group_cols: u32,
+) -> Result<Vec<NodeData>> {
+    let mut numbers = Numbers(4);
+    let most = bits.iter().max().map_or(0, |bits| bits + rounding as u8);
+    let codes: Vec<u8> = (0..rows * cols).map(|_| numbers.byte(1 << most)).collect();
+    let across = grouped::groups(cols as u64, group_cols) as usize;
+    let level = |bits: &u8| -> Result<nested::LevelData> {
+        let level = nested::Level { bits: *bits, map: nested::Map::Integer, rounding, group_cols };
+        let middle = (1 << bits) as f32 / 2.0;
+        let scale = plain(DType::F16, rows, across, &numbers.values(rows * across, 0.1 / middle))?;
+        let zero = plain(DType::F16, rows, 1, &numbers.values(rows, middle))?;
+        Ok(nested::LevelData { level, children: vec![scale.into(), zero.into()] })
+    };
+    let levels = bits.iter().map(level).collect::<Result<Vec<_>>>()?;
+    Ok(nested::pack_levels(rows as u64, cols as u64, &nested::planes(&codes, cols, most)?, &levels)?)
+}
+
+/// `codebook`, of vectors of 8 columns.
+pub(crate) fn vectors(rows: usize, cols: usize) -> Result<NodeData> {
+    let mut numbers = Numbers(4);
+    let descriptor = codebook::Descriptor {
+        bits: 6,
+        codebooks: 2,
+        vector_rows: 1,
+        vector_cols: 8,
+        has_scale: true,
+        scale_cols: 0,
+    };
+    let codes: Vec<u16> = (0..rows * cols / 8 * 2).map(|_| numbers.byte(64).into()).collect();
+    let entries = plain(DType::F16, 128, 8, &numbers.values(128 * 8, 1.0))?;
+    let scale = plain(DType::F16, rows, 1, &numbers.values(rows, 1.0))?;
+    Ok(codebook::pack(&descriptor, rows as u64, cols as u64, &codes, entries, Some(scale.into()))?)
+}
+
+/// `lossless`, of bf16.
+pub(crate) fn packed(rows: usize, cols: usize) -> Result<NodeData> {
+    let bytes = DType::BF16.encode(&Numbers(4).values(rows * cols, 1.0))?;
+    Ok(lossless::pack(DType::BF16, rows as u64, cols as u64, &bytes)?)
+}
+
+/// `sparse`: every tenth element.
+pub(crate) fn outliers(op: sparse::Op, rows: usize, cols: usize) -> Result<NodeData> {
+    let listed = |row: usize, col: usize| (row * cols + col) % 10 == 3;
+    let positions = sparse::Positions::from_mask(rows, cols, sparse::Block::ONE, listed)?;
+    let count = positions.columns.len();
+    let values = plain(DType::F16, count, 1, &Numbers(6).values(count, 1.0))?;
+    Ok(sparse::pack_csr(op, rows as u64, cols as u64, &positions, values)?)
 }
 
 /// A matrix of terms, each at a row and a column, between transforms.

@@ -28,7 +28,7 @@ impl<'k> Decoder<'k> {
         const NONE: &[f32; 256] = &[0.0; 256];
         let (map, less, values) = match codes.map {
             Map::Signed(offset) => (SIGNED, offset.unsigned_abs() as u8, NONE),
-            Map::Values(values) if codes.bits <= 4 => (TABLE_16, 0, values),
+            Map::Values(values) if codes.used_bits <= 4 => (TABLE_16, 0, values),
             Map::Values(values) => (TABLE_256, 0, values),
         };
         let mut planes = [vdupq_n_u8(0); 4];
@@ -333,5 +333,20 @@ fn decode_rows<const MAP: u8, const ZERO: u8>(
                 store_some(decoder.weights::<MAP, ZERO>(unpacked[i], scales[i], zeros[i]), out);
             }
         }
+    }
+}
+
+/// As the portable kernel.
+#[target_feature(enable = "neon")]
+pub(in crate::arch) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
+    let bit = load_16(&[1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128]);
+    for (i, out) in out.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
+        let codes = planes.iter().fold(vdupq_n_u8(0), |codes, plane| {
+            let [low, high] = plane.get(2 * i..).and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; 2]);
+            let bytes = vcombine_u8(vdup_n_u8(*low), vdup_n_u8(*high));
+            // A bit that is set is -1 in its byte.
+            vsubq_u8(vaddq_u8(codes, codes), vtstq_u8(bytes, bit))
+        });
+        store_16(codes, out);
     }
 }
