@@ -57,7 +57,7 @@ const CASES: &[(&str, Make)] = &[
     ("nested 4 bits, tables", |_| Ok(vec![planes(ROWS, COLS, 4)?])),
     ("nested 4 bits, groups of 64", |_| levels(ROWS, COLS, &[4], Rounding::Floor, 64)),
     ("nested 3 and 4 bits, groups of 64", |_| levels(ROWS, COLS, &[3, 4], Rounding::Floor, 64)),
-    ("codebook", |_| Ok(vec![vectors(ROWS, COLS)?])),
+    ("codebook, 2 of 64 vectors of 8", |_| Ok(vec![vectors(ROWS, COLS, 8, 2, 0)?])),
     ("dense f16", |n| Ok(vec![plain(DType::F16, ROWS, COLS, &n.values(ROWS * COLS, 1.0))?])),
 ];
 

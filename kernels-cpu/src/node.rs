@@ -1,5 +1,6 @@
 //! Nodes of any encoding: which kernel multiplies with them.
 
+mod codebook;
 mod dense;
 mod grouped;
 mod low_rank;
@@ -25,6 +26,7 @@ pub(crate) enum Plan {
     Trellis(trellis::Plan),
     LowRank(low_rank::Plan),
     Nested(nested::Plan),
+    Codebook(codebook::Plan),
     /// By the reference decode, some rows at a time.
     Reference,
 }
@@ -36,6 +38,7 @@ impl Plan {
             View::Grouped(view) => grouped::Plan::new(view).map(Plan::Grouped),
             View::Trellis(view) => trellis::Plan::new(view).map(Plan::Trellis),
             View::Nested(view) => nested::Plan::new(view).map(Plan::Nested),
+            View::Codebook(view) => codebook::Plan::new(view).map(Plan::Codebook),
             View::LowRank(view) => Some(Plan::LowRank(low_rank::Plan::new(view))),
             _ => None,
         };
@@ -109,6 +112,7 @@ impl Node<'_, '_> {
             (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(self.simd, view, rows, out, work),
             (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(self.simd, view, rows, out, work),
             (Plan::Nested(plan), View::Nested(view)) => plan.decode(self.simd, view, rows, out, work),
+            (Plan::Codebook(plan), View::Codebook(view)) => plan.decode(self.simd, view, rows, out, work),
             _ => self.view.decode_rows(rows, out),
         }
     }

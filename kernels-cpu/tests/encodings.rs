@@ -214,7 +214,13 @@ fn nested_levels_over_each_other() -> Result {
 
 #[test]
 fn codebooks() -> Result {
-    check(Parts::of(vectors(19, 72)?), 19, 72, 3, EXACT)
+    for (width, codebooks, scale_cols) in [(8, 2, 0), (4, 1, 16), (16, 3, 32), (8, 1, 8), (5, 2, 0)] {
+        for (rows, cols) in SHAPES {
+            let node = vectors(rows, cols, width, codebooks, scale_cols)?;
+            check(Parts::of(node), rows, cols, 3, EXACT)?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

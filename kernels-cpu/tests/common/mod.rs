@@ -238,20 +238,29 @@ pub(crate) fn levels(
     Ok(nested::pack_levels(rows as u64, cols as u64, &nested::planes(&codes, cols, most)?, &levels)?)
 }
 
-/// `codebook`, of vectors of 8 columns.
-pub(crate) fn vectors(rows: usize, cols: usize) -> Result<NodeData> {
+/// `codebook`: vectors of `width` columns, which need not divide `cols`.
+pub(crate) fn vectors(
+    rows: usize,
+    cols: usize,
+    width: usize,
+    codebooks: u8,
+    scale_cols: u32,
+) -> Result<NodeData> {
     let mut numbers = Numbers(4);
     let descriptor = codebook::Descriptor {
         bits: 6,
-        codebooks: 2,
+        codebooks,
         vector_rows: 1,
-        vector_cols: 8,
+        vector_cols: width as u32,
         has_scale: true,
-        scale_cols: 0,
+        scale_cols,
     };
-    let codes: Vec<u16> = (0..rows * cols / 8 * 2).map(|_| numbers.byte(64).into()).collect();
-    let entries = plain(DType::F16, 128, 8, &numbers.values(128 * 8, 1.0))?;
-    let scale = plain(DType::F16, rows, 1, &numbers.values(rows, 1.0))?;
+    let count = rows * cols.div_ceil(width) * usize::from(codebooks);
+    let codes: Vec<u16> = (0..count).map(|_| numbers.byte(64).into()).collect();
+    let entries = 64 * usize::from(codebooks);
+    let entries = plain(DType::F16, entries, width, &numbers.values(entries * width, 1.0))?;
+    let across = grouped::groups(cols as u64, scale_cols) as usize;
+    let scale = plain(DType::F16, rows, across, &numbers.values(rows * across, 1.0))?;
     Ok(codebook::pack(&descriptor, rows as u64, cols as u64, &codes, entries, Some(scale.into()))?)
 }
 
