@@ -398,3 +398,30 @@ fn a_part_of_a_model_takes_its_own_bytes() -> Outcome {
     assert_eq!(mapped(&path)?, resident.status().held_bytes - schedule.overhead_bytes());
     Ok(())
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_reader_has_elsewhere_leaves_memory_and_stays_readable() -> Outcome {
+    let (_dir, path) = file()?;
+    let model = Model::open(&path)?;
+    let resident = model.resident(Budget::Minimum)?;
+    let kept = model.schedule_for(&|name| if name == "b" { Want::Budget } else { Want::Never })?;
+    for budget in budgets(&resident, 20) {
+        let before = resident.status();
+        let change = resident.set_budget(budget)?;
+        let status = resident.status();
+        let difference = status.held_bytes.abs_diff(before.held_bytes);
+        assert_eq!(change.loaded_bytes.max(change.released_bytes), difference, "only what is new is read");
+        let snapshot = resident.snapshot();
+        let given_back = resident.give_back(&snapshot, &kept)?;
+        let held = status.held_bytes - resident.schedule().overhead_bytes();
+        assert_eq!(mapped(&path)?, held - given_back);
+        assert_eq!(resident.status().elsewhere_bytes, given_back);
+        assert!(given_back > 0 && given_back < held);
+        for name in NAMES {
+            let whole = decoded(&Model::open(&path)?, name, Levels::Plan(snapshot.plan()))?;
+            assert_eq!(bits(&decoded(&model, name, Levels::Plan(snapshot.plan()))?), bits(&whole));
+        }
+    }
+    Ok(())
+}

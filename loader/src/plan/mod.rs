@@ -227,6 +227,19 @@ impl FileUnits {
         runs
     }
 
+    /// Those of [`FileUnits::pages`] that hold what `part`, a schedule of some of the matrices of the same
+    /// file, has at any step.
+    pub(crate) fn pages_of(&self, part: &Self, steps: usize, page_bytes: u64) -> Runs {
+        let mut runs = Runs::default();
+        for (segment, of_part) in self.segments.iter().zip(&part.segments) {
+            let held = segment.raw && segment.decoded_bytes > 0 && segment.needed as usize <= steps;
+            if held && of_part.needed != pass::NEVER {
+                runs.push(segment.pages(page_bytes));
+            }
+        }
+        runs
+    }
+
     /// Segments that come with the steps from `steps.start` to before `steps.end`; those of step 0
     /// are held always.
     pub(crate) fn segments(&self, steps: Range<usize>) -> impl Iterator<Item = u32> {

@@ -23,7 +23,7 @@ const PART_BYTES: u64 = 1 << 20;
 /// them in their place, which takes as long for many pages as for few.
 const OWN_PART_BYTES: u64 = 8 << 20;
 /// Bytes that are given back at once: readers that touch new pages wait as long as it takes.
-const RELEASE_BYTES: u64 = 8 << 20;
+pub(super) const RELEASE_BYTES: u64 = 8 << 20;
 /// Parts of the largest file: each may become a map of its own, of which a process has some ten
 /// thousands.
 const PARTS: u64 = 4096;

@@ -63,6 +63,7 @@
 mod budgets;
 mod change;
 mod demand;
+mod elsewhere;
 mod generations;
 #[cfg(feature = "pressure")]
 pub mod pressure;

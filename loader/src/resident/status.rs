@@ -22,6 +22,9 @@ pub struct Status {
     pub demanded: usize,
     /// Bytes of [`Status::wanted_bytes`] that are for them alone.
     pub demanded_bytes: u64,
+    /// Bytes of [`Status::held_bytes`] that were given back because a reader has them elsewhere, as it said
+    /// last: see [`Resident::give_back`](super::Resident::give_back).
+    pub elsewhere_bytes: u64,
     /// Bytes that a device holds, as it said last: see [`Resident::set_budgets`](super::Resident::set_budgets).
     pub device_bytes: u64,
     /// Bytes read from the file so far. With a map, those of changes alone: what is brought in
