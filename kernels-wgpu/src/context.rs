@@ -2,7 +2,7 @@
 
 use crate::device::{ready, scoped};
 use crate::error::{Error, Result};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, own_memory};
 use std::sync::{Arc, OnceLock};
 
 /// A device, its queue, and kernels on it.
@@ -14,20 +14,36 @@ pub struct Context {
     lost: Arc<OnceLock<String>>,
 }
 
+/// The features of `adapter` that make something faster.
+fn faster(adapter: &wgpu::Adapter) -> wgpu::Features {
+    let mut wanted = wgpu::Features::SUBGROUP;
+    if own_memory(&adapter.get_info()) {
+        wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+    }
+    wanted & adapter.features()
+}
+
 impl Context {
-    /// Opens the adapter that wgpu prefers, with WebGPU's default limits and no features: what these
-    /// kernels need is there on any adapter.
+    /// Opens the adapter that wgpu prefers, with WebGPU's default limits, which are enough for these kernels
+    /// on any adapter, and of its features those that make them or uploads faster.
     ///
     /// # Errors
     /// `Device` when there is no adapter, or none that gives a device.
     pub fn new() -> Result<Self> {
+        Self::with_adapter(&Self::adapter()?)
+    }
+
+    /// The adapter that wgpu prefers.
+    ///
+    /// # Errors
+    /// `Device` when there is none.
+    pub fn adapter() -> Result<wgpu::Adapter> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = ready(instance.request_adapter(&wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
             ..Default::default()
-        }))?
-        .map_err(|e| Error::device(format!("no adapter: {e}")))?;
-        Self::with_adapter(&adapter)
+        }))?;
+        adapter.map_err(|e| Error::device(format!("no adapter: {e}")))
     }
 
     /// Opens `adapter` as [`Context::new`] does.
@@ -35,9 +51,19 @@ impl Context {
     /// # Errors
     /// `Device` when the adapter gives no device.
     pub fn with_adapter(adapter: &wgpu::Adapter) -> Result<Self> {
-        let opened = ready(
-            adapter.request_device(&wgpu::DeviceDescriptor { label: Some("cmf"), ..Default::default() }),
-        )?;
+        Self::with_features(adapter, faster(adapter))
+    }
+
+    /// Opens `adapter` with these of its features.
+    ///
+    /// # Errors
+    /// As [`Context::with_adapter`], and `Device` for a feature that the adapter lacks.
+    pub fn with_features(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> Result<Self> {
+        let opened = ready(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("cmf"),
+            required_features,
+            ..Default::default()
+        }))?;
         let (device, queue) = opened.map_err(Error::device)?;
         let lost = Arc::new(OnceLock::new());
         let tell = Arc::clone(&lost);
@@ -55,6 +81,11 @@ impl Context {
     /// Its queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
+    }
+
+    /// Whether the device's memory is that of the processor.
+    pub fn shares_memory(&self) -> bool {
+        own_memory(&self.device.adapter_info())
     }
 
     /// Kernels on it.

@@ -4,7 +4,7 @@ use crate::device::scoped;
 use crate::error::{Error, Result};
 use crate::packed::Numbers;
 use crate::template::compose;
-use crate::windows::{Tables, Together};
+use crate::windows::{HASHED_THREADS, Tables, Together};
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,11 @@ impl Tuning {
             _ => Self { lanes: 64, width: 64 },
         }
     }
+}
+
+/// Whether an adapter's memory is that of the processor.
+pub(crate) fn own_memory(info: &wgpu::AdapterInfo) -> bool {
+    matches!(info.device_type, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu)
 }
 
 /// A permutation of a kernel.
@@ -60,7 +65,7 @@ impl Permutation {
             "outer" => vec![READ, READ, WRITTEN, READ],
             _ => {
                 let terms = usize::try_from(self.number("TERMS")).unwrap_or(0);
-                let tables = if matches!(self.number("LUT"), 1 | 3) { terms } else { 0 };
+                let tables = if matches!(self.number("LUT"), 1 | 3 | 4) { terms } else { 0 };
                 let x = if self.number("X_VECTORS") > 0 { wgpu::BufferBindingType::Uniform } else { READ };
                 let mut all = vec![x, WRITTEN];
                 all.resize(2 + 2 * terms, READ);
@@ -103,6 +108,8 @@ pub struct Kernels {
     device: wgpu::Device,
     limits: wgpu::Limits,
     tuning: Tuning,
+    maps: bool,
+    subgroups: Option<(u32, u32)>,
     pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
     /// Sizes of the tiles of activations that there were, each a power of two.
     tiles: AtomicU32,
@@ -136,10 +143,14 @@ impl Kernels {
                 mapped_at_creation: false,
             })
         })?;
+        let info = device.adapter_info();
+        let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
         Ok(Self {
+            subgroups: subgroups.then_some((info.subgroup_min_size.max(1), info.subgroup_max_size)),
             limits: device.limits(),
             device: device.clone(),
             tuning,
+            maps: device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS) && own_memory(&info),
             pipelines: Mutex::default(),
             tiles: AtomicU32::new(0),
             tables: Tables::default(),
@@ -169,10 +180,26 @@ impl Kernels {
 
     /// A table of several rows at once, of `values`, f32 values as bytes.
     pub(crate) fn windows(&self, together: Together, values: &[u8]) -> Result<Arc<wgpu::Buffer>> {
-        self.tables.get(together, values, || {
+        self.tables.get(Some(together), values, || {
             let table = together.table(&bytemuck::pod_collect_to_vec(values));
             self.uniform(&table)
         })
+    }
+
+    /// What threads of a subgroup have of a hashed table.
+    pub(crate) fn hashed(&self, table: &[u8]) -> Result<Arc<wgpu::Buffer>> {
+        self.tables.get(None, table, || self.uniform(table))
+    }
+
+    /// Threads of a subgroup at least and at most, where kernels may use them.
+    pub(crate) fn subgroups(&self) -> Option<(u32, u32)> {
+        self.subgroups
+    }
+
+    /// Threads of a workgroup whose subgroups have hashed tables, where threads share nothing else.
+    pub(crate) fn subgroup_width(&self) -> Option<u32> {
+        let (least, most) = self.subgroups.filter(|_| self.tuning.lanes == 1)?;
+        (least as usize >= HASHED_THREADS && most <= 64).then_some(most)
     }
 
     /// A uniform buffer with `bytes`.
@@ -199,20 +226,53 @@ impl Kernels {
         Bound::all(&self.nothing)
     }
 
+    /// Whether buffers may be mapped whatever they are for, and lie in the processor's own memory.
+    pub(crate) fn maps(&self) -> bool {
+        self.maps
+    }
+
     /// A storage buffer, zeroed.
     pub(crate) fn storage(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let descriptor = self.storage_descriptor(bytes, usage)?;
+        scoped(&self.device, || self.device.create_buffer(&descriptor))
+    }
+
+    /// A storage buffer with `parts`, each where it says, and zeros between them, on a device that
+    /// [`Kernels::maps`] buffers.
+    pub(crate) fn storage_of(
+        &self,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        parts: &[(u64, &[u8])],
+    ) -> Result<wgpu::Buffer> {
+        let descriptor = self.storage_descriptor(bytes, usage | wgpu::BufferUsages::MAP_WRITE)?;
+        let descriptor = wgpu::BufferDescriptor { mapped_at_creation: true, ..descriptor };
+        scoped(&self.device, || {
+            let buffer = self.device.create_buffer(&descriptor);
+            let mut mapped = buffer.slice(..).get_mapped_range_mut().map_err(Error::device)?;
+            for (offset, part) in parts {
+                let range =
+                    usize::try_from(*offset).ok().and_then(|at| Some(at..at.checked_add(part.len())?));
+                let range = range.filter(|range| range.end as u64 <= buffer.size());
+                mapped.slice(range.ok_or_else(|| Error::argument("a part"))?).copy_from_slice(part);
+            }
+            drop(mapped);
+            buffer.unmap();
+            Ok(buffer)
+        })?
+    }
+
+    fn storage_descriptor(
+        &self,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::BufferDescriptor<'static>> {
         let size = bytes.max(4).next_multiple_of(4);
         if size > self.limits.max_buffer_size {
             return Err(Error::limit(format!("a buffer of {size} bytes")));
         }
-        scoped(&self.device, || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("cmf"),
-                size,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | usage,
-                mapped_at_creation: false,
-            })
-        })
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | usage;
+        Ok(wgpu::BufferDescriptor { label: Some("cmf"), size, usage, mapped_at_creation: false })
     }
 
     /// The part of `buffer` from element `at` on, `elements` long, and where in it the first is.

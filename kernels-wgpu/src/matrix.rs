@@ -82,7 +82,7 @@ impl GpuUnit {
 #[derive(Debug)]
 pub(crate) enum Held {
     /// One node.
-    Node(Node),
+    Node(Box<Node>),
     /// The product of two.
     LowRank(LowRank),
 }
@@ -107,6 +107,8 @@ pub(crate) struct Node {
     pub(crate) table: Option<Range<u64>>,
     /// The table of several rows at once, which other nodes share.
     pub(crate) windows: Option<Arc<wgpu::Buffer>>,
+    /// What threads of a subgroup have of a hashed table, which other nodes share.
+    pub(crate) hashed: Option<Arc<wgpu::Buffer>>,
 }
 
 /// A [rows, rank] and b [rank, cols].
@@ -141,6 +143,7 @@ impl Node {
             buffer,
             table: None,
             windows: None,
+            hashed: None,
         })
     }
 }
@@ -288,7 +291,7 @@ fn hold(
 ) -> Result<()> {
     let View::LowRank(low) = view else {
         let nodes = nodes(kernels, uploader, row, col, view)?;
-        held.extend(nodes.into_iter().map(Held::Node));
+        held.extend(nodes.into_iter().map(|node| Held::Node(Box::new(node))));
         return Ok(());
     };
     let (rows, cols) = (index("rows", low.rows() as u64)?, index("columns", low.cols() as u64)?);
@@ -356,17 +359,22 @@ fn node(
         Some(_) => wgpu::BufferUsages::UNIFORM,
         None => wgpu::BufferUsages::empty(),
     };
-    let buffer = kernels.storage(side_at + side_bytes, usage)?;
+    let mut parts = Vec::with_capacity(packed.codes.len() + 1);
     let mut at = 0;
     for segment in &packed.codes {
-        uploader.write(&buffer, at, segment)?;
+        parts.push((at, segment.as_ref()));
         at += segment.len() as u64;
     }
-    uploader.write(&buffer, side_at, &packed.side)?;
+    parts.push((side_at, packed.side.as_slice()));
+    let buffer = uploader.filled(kernels, side_at + side_bytes, usage, &parts)?;
     let windows = match (packed.together, packed.table.clone().and_then(|table| packed.side.get(table))) {
         (Some(together), Some(values)) if kernels.tuning().lanes == 1 => {
             Some(kernels.windows(together, values)?)
         }
+        _ => None,
+    };
+    let hashed = match &packed.hashed {
+        Some(table) if kernels.subgroup_width().is_some() => Some(kernels.hashed(table)?),
         _ => None,
     };
     let node = Node {
@@ -385,6 +393,7 @@ fn node(
         side_bytes,
         table: packed.table.map(|table| side_at + table.start as u64..side_at + table.end as u64),
         windows,
+        hashed,
     };
     kernels.compile_ahead(&node)?;
     Ok(node)

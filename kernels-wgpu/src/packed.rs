@@ -42,6 +42,8 @@ pub(crate) struct Packed<'v> {
     pub(crate) side: Vec<u8>,
     /// Whether values of several rows may come out of one table.
     pub(crate) together: Option<Together>,
+    /// What threads of a subgroup have of a hashed table.
+    pub(crate) hashed: Option<Vec<u8>>,
     /// Of `side`: a table of the whole length that its index has, aligned as a uniform buffer.
     pub(crate) table: Option<Range<usize>>,
     pub(crate) term: TermParams,

@@ -6,6 +6,7 @@ use crate::matrix::{GpuMatrix, Held, LowRank, Node};
 use crate::packed::Reader;
 use crate::params::{FillParams, OuterParams, Params, TermParams};
 use crate::transforms::{Activations, Rows, UNIFORM_VECTORS, uniform_vectors};
+use crate::windows::HASHED_THREADS;
 use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 
@@ -224,7 +225,11 @@ impl Kernels {
         }
         let lanes = self.tuning().lanes;
         let (tile_rows, width) = self.tile_rows(node, m);
+        let hashed = node.hashed.is_some() && tile_rows > TILE_ROWS;
+        let sums = self.subgroups().map_or(lanes, |(least, _)| lanes.div_ceil(least));
         let numbers = [
+            ("SUBGROUPS", (hashed || lanes > 1 && self.subgroups().is_some()).into()),
+            ("SUMS", sums.into()),
             ("X_VECTORS", vectors.into()),
             ("R", tile_rows.into()),
             ("M", m.into()),
@@ -232,7 +237,12 @@ impl Kernels {
             ("LANES", lanes.into()),
             ("WIDTH", if lanes > 1 { lanes } else { width }.into()),
         ];
-        permutation("multiply", node, terms, &numbers)
+        let mut permutation = permutation("multiply", node, terms, &numbers);
+        if hashed {
+            permutation.set("LUT", 4);
+            permutation.set("ENTRIES", 4 * HASHED_THREADS as i64);
+        }
+        permutation
     }
 
     /// Rows of a thread's tile for tiles of `m` activations, and the threads of a workgroup of those that
@@ -248,7 +258,9 @@ impl Kernels {
             let whole = i64::from(*tile) * number("STEP") % 32 == 0;
             node.rows >= *rows && whole && (path >= extent || path.is_multiple_of(*tile))
         };
-        PATH_TILES.iter().find(fits).map_or((TILE_ROWS, width), |(_, tile)| (*tile, PATH_WIDTH))
+        let subgroup = self.subgroup_width().filter(|_| node.hashed.is_some()).unwrap_or(1);
+        let path_width = PATH_WIDTH.max(subgroup);
+        PATH_TILES.iter().find(fits).map_or((TILE_ROWS, width), |(_, tile)| (*tile, path_width))
     }
 
     /// Compiles what will multiply with `node`, alone and beside others, and with as many activations as
@@ -457,14 +469,15 @@ impl Kernels {
         let lut = permutation.number("LUT");
         // Terms that are not there have the table of one that is.
         let tables = (0..terms).filter_map(|i| nodes.get(i).or(nodes.first()).copied());
-        for node in tables.filter(|_| lut == 1 || lut == 3) {
+        for node in tables.filter(|_| matches!(lut, 1 | 3 | 4)) {
             let table = match lut {
                 1 => node.table.clone().map(|range| Bound {
                     buffer: &node.buffer,
                     offset: range.start,
                     bytes: range.end - range.start,
                 }),
-                _ => node.windows.as_deref().map(Bound::all),
+                3 => node.windows.as_deref().map(Bound::all),
+                _ => node.hashed.as_deref().map(Bound::all),
             };
             bindings.push(table.ok_or_else(|| Error::argument("a term without its table"))?);
         }
@@ -618,7 +631,7 @@ fn batches(matrix: &GpuMatrix) -> Vec<Batch<'_>> {
                 {
                     nodes.push(node);
                 } else {
-                    batches.push(Batch::Nodes(vec![node]));
+                    batches.push(Batch::Nodes(vec![node.as_ref()]));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::device::scoped;
 use crate::error::{Error, Result};
+use crate::kernels::Kernels;
 use core::num::NonZeroU64;
 
 /// Bytes of a staging buffer.
@@ -9,8 +10,9 @@ const CHUNK_BYTES: u64 = 4 << 20;
 /// Bytes that are staged before they are submitted; twice as many may be on their way.
 const SUBMIT_BYTES: u64 = 16 << 20;
 
-/// Copies bytes into buffers of the device through a belt of staging buffers, which are used again and
-/// again: never more than about 36 MiB of them.
+/// Copies bytes into buffers of the device: straight into them where the device's memory is that of the
+/// processor and wgpu maps it ([`wgpu::Features::MAPPABLE_PRIMARY_BUFFERS`]), else through a belt of staging
+/// buffers, which are used again and again: never more than about 36 MiB of them.
 ///
 /// What was written is there for whatever is submitted after [`Uploader::finish`].
 #[derive(Debug)]
@@ -34,6 +36,22 @@ impl Uploader {
             staged_bytes: 0,
             last: None,
         }
+    }
+
+    /// A storage buffer with `parts`, each where it says, and zeros between them.
+    pub(crate) fn filled(
+        &mut self,
+        kernels: &Kernels,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        parts: &[(u64, &[u8])],
+    ) -> Result<wgpu::Buffer> {
+        if kernels.maps() {
+            return kernels.storage_of(bytes, usage, parts);
+        }
+        let buffer = kernels.storage(bytes, usage)?;
+        parts.iter().try_for_each(|(offset, part)| self.write(&buffer, *offset, part))?;
+        Ok(buffer)
     }
 
     /// Writes `bytes` at `offset`, a multiple of 4, of `buffer`; up to three zero bytes after them make

@@ -46,18 +46,67 @@ impl Together {
     }
 }
 
+/// Bits of a window that come last, and number the values of a hashed table.
+const NEWEST: usize = 6;
+/// Threads of a subgroup that have the values of a hashed table.
+pub(crate) const HASHED_THREADS: usize = 8;
+/// Steps of a window before its newest bits: a byte of a word each.
+const OLDER_STEPS: core::ops::RangeInclusive<usize> = 1..=4;
+
+/// What the threads of a subgroup have of a hashed table: one whose value by a window is `t[newest 6 bits ^
+/// M(older bits)]`, with 64 signed bytes `t` and a map `M` that is linear over bits. `None` for other tables, and
+/// for windows that are no whole number of steps.
+///
+/// Four words a thread: values `i`, `i + 8`, `i + 16` and `i + 24` of thread `i` from the highest byte of the
+/// first on, the next four in the second; in the third what `M` makes of the bits of a step that are `i`, in the
+/// lowest byte for the last step before the newest bits, and so on.
+pub(crate) fn hashed(state_bits: usize, step_bits: usize, values: &[f32]) -> Option<Vec<u8>> {
+    let older = state_bits.checked_sub(NEWEST)?;
+    let whole = (1..=2).contains(&step_bits) && older.is_multiple_of(step_bits);
+    if !whole || !OLDER_STEPS.contains(&(older / step_bits)) || values.len() != 1 << state_bits {
+        return None;
+    }
+    let by_index: Vec<f32> = values.iter().step_by(1 << older).copied().collect();
+    if by_index.iter().any(|v| f32::from(*v as i8).to_bits() != v.to_bits()) {
+        return None;
+    }
+    // What each older bit adds to the index.
+    let mut added = Vec::new();
+    for bit in 0..older {
+        let changed: Vec<f32> = values.get(1 << bit..)?.iter().step_by(1 << older).copied().collect();
+        let adds = |more: &usize| changed.iter().enumerate().all(|(i, v)| by_index.get(i ^ more) == Some(v));
+        added.push((0..by_index.len()).find(adds)?);
+    }
+    let map = |bits: usize| {
+        added.iter().enumerate().filter(|(bit, _)| bits >> bit & 1 == 1).fold(0, |all, (_, more)| all ^ more)
+    };
+    let is_value = |(window, v): (usize, &f32)| by_index.get(window >> older ^ map(window)) == Some(v);
+    if !values.iter().enumerate().all(is_value) {
+        return None;
+    }
+    let value = |index: usize| by_index.get(index).map_or(0, |v| u32::from((*v as i8) as u8));
+    let packed = |from: usize| (0..4).map(|j| value(from + 8 * j) << (24 - 8 * j)).sum::<u32>();
+    let threads = (0..HASHED_THREADS).flat_map(|i| {
+        let steps = older / step_bits;
+        let of_steps = (0..steps).map(|j| map(i << ((steps - 1 - j) * step_bits)) << (8 * j)).sum::<usize>();
+        let mapped = if i < 1 << step_bits { of_steps as u32 } else { 0 };
+        [packed(i), packed(i + 32), mapped, 0]
+    });
+    Some(threads.flat_map(u32::to_le_bytes).collect())
+}
+
 /// What a table is made of.
-type Key = (Together, Vec<u8>);
+type Key = (Option<Together>, Vec<u8>);
 
 /// Buffers with tables that units share, as long as one of them is there.
 #[derive(Debug, Default)]
 pub(crate) struct Tables(Mutex<HashMap<Key, Weak<wgpu::Buffer>>>);
 
 impl Tables {
-    /// The buffer of the table of `values`, f32 values as bytes, which `make` makes.
+    /// The buffer of the table of `values`, which `make` makes: f32 values as bytes, or the table itself.
     pub(crate) fn get<E>(
         &self,
-        together: Together,
+        together: Option<Together>,
         values: &[u8],
         make: impl FnOnce() -> Result<wgpu::Buffer, E>,
     ) -> Result<Arc<wgpu::Buffer>, E> {
@@ -106,6 +155,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn threads_have_what_a_hashed_table_is_made_of() {
+        let added = [0b10_1101, 0b01_0010, 0b11_1000, 0b00_0101, 0b11_0011, 0b01_1111, 0b10_0000, 0b00_1001];
+        for (state_bits, step_bits) in [(10, 2), (12, 2), (14, 2), (8, 1), (10, 1)] {
+            let older = state_bits - 6;
+            let index = |w: usize| {
+                (0..older).filter(|bit| w >> bit & 1 == 1).fold(w >> older, |i, bit| i ^ added[bit])
+            };
+            let value = |index: usize| (index as i32 * 4 - 128) as f32;
+            let values: Vec<f32> = (0..1usize << state_bits).map(|w| value(index(w))).collect();
+            let bytes = hashed(state_bits, step_bits, &values).unwrap();
+            let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+            for (window, expected) in values.iter().enumerate() {
+                let mask = (1 << step_bits) - 1;
+                let steps = older / step_bits;
+                let mapped = (0..steps).fold(0, |all, j| {
+                    let step = window >> ((steps - 1 - j) * step_bits) & mask;
+                    all ^ (words[step * 4 + 2] >> (8 * j) & 63)
+                });
+                let index = (window >> older) as u32 ^ mapped;
+                let word = words[(index & 7) as usize * 4 + usize::from(index & 32 != 0)];
+                let found = ((word << (index & 24)) as i32 >> 24) as f32;
+                assert_eq!(found, *expected, "{state_bits}/{step_bits} bits, window {window}");
+            }
+        }
+        let other: Vec<f32> = (0..1024).map(|w| (w * 7 % 251 - 125) as f32).collect();
+        assert_eq!(hashed(10, 2, &other), None);
+        assert_eq!(hashed(12, 4, &[1.0; 4096]), None);
+        assert_eq!(hashed(11, 2, &[1.0; 2048]), None);
     }
 
     #[test]

@@ -53,8 +53,11 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
     let module = naga::front::wgsl::parse_str(&source)
         .map_err(|e| format!("{kernel} {list:?}: {}", e.emit_to_string(&source)))?;
     let flags = naga::valid::ValidationFlags::all();
-    let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32)
-        .validate(&module);
+    let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if numbers.get("SUBGROUPS") == Some(&1) {
+        capabilities |= naga::valid::Capabilities::SUBGROUP;
+    }
+    let info = naga::valid::Validator::new(flags, capabilities).validate(&module);
     info.map_err(|e| format!("{kernel} {list:?}: {}", e.emit_to_string(&source)))?;
     let entry = module.entry_points.first().ok_or("no entry point")?;
     assert!(entry.workgroup_size.iter().product::<u32>() <= 256, "{kernel}: invocations");

@@ -2,6 +2,8 @@
 // the columns, and each row has WIDTH / LANES neighbours in a workgroup.
 // FUSED: the values of all terms are added up before they are multiplied, which many activations want;
 // a step has four columns then.
+// SUBGROUPS: 1 if threads of a subgroup add up or ask each other, which not every adapter has; a browser
+// wants `enable subgroups;` before this text then. SUMS: subgroups of a workgroup at most, or its threads.
 // X_VECTORS: of the activations, if they are in a uniform buffer.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 #import params
@@ -14,19 +16,37 @@
 #import numbers
 #import ENCODING
 #if LANES > 1
-var<workgroup> shared_sums: array<f32, ${LANES * R * M}>;
+var<workgroup> shared_sums: array<f32, ${SUMS * R * M}>;
 #end
 
 @compute @workgroup_size(${WIDTH})
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+#if SUBGROUPS > 0
+  @builtin(subgroup_invocation_id) invocation: u32,
+#if LANES > 1
+  @builtin(subgroup_id) subgroup: u32,
+  @builtin(num_subgroups) subgroups: u32,
+#end
+#end
+) {
 #if LANES > 1
   let lane = thread;
   let row0 = (group.x + group.z * 65535u) * ${R}u;
 #else
   let lane = 0u;
-  let row0 = ((group.x + group.z * 65535u) * ${WIDTH}u + thread) * ${R}u;
+  let tile_row = ((group.x + group.z * 65535u) * ${WIDTH}u + thread) * ${R}u;
+#if SUBGROUPS > 0
+  // A thread without rows of its own does what the last one does: others ask it.
+  let row0 = min(tile_row, (p.rows - 1u) / ${R}u * ${R}u);
+#else
+  let row0 = tile_row;
 #end
+#end
+#if LANES > 1 || SUBGROUPS == 0
   if row0 >= p.rows { return; }
+#end
   let tile = group.y * p.x_tile;
 #for r in 0..R
 #for h in 0..PARTS
@@ -137,19 +157,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
 #if LANES > 1
+#if SUBGROUPS > 0
+#for r in 0..R
+#for h in 0..PARTS
+  sum${r}_${h} = subgroupAdd(sum${r}_${h});
+#end
+#end
+  let place = subgroup * ${R * M}u;
+  let sums = subgroups;
+  if invocation == 0u {
+#else
+  let place = thread * ${R * M}u;
+  let sums = ${LANES}u;
+  {
+#end
 #for r in 0..R
 #for m in 0..M
 #if M == 1
-  shared_sums[thread * ${R * M}u + ${r * M + m}u] = sum${r}_0;
+    shared_sums[place + ${r * M + m}u] = sum${r}_0;
 #else
-  shared_sums[thread * ${R * M}u + ${r * M + m}u] = sum${r}_${m / 4}.${xyzw[m % 4]};
+    shared_sums[place + ${r * M + m}u] = sum${r}_${m / 4}.${xyzw[m % 4]};
 #end
 #end
 #end
+  }
   workgroupBarrier();
   for (var i = thread; i < ${R * M}u; i += ${WIDTH}u) {
     var value = 0.0;
-    for (var l = 0u; l < ${LANES}u; l++) { value += shared_sums[l * ${R * M}u + i]; }
+    for (var l = 0u; l < sums; l++) { value += shared_sums[l * ${R * M}u + i]; }
     let row = row0 + i / ${M}u;
     let activation = group.y * ${M}u + i % ${M}u;
     if row < p.rows && activation < p.batch {
@@ -159,6 +194,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
   }
 #else
+#if SUBGROUPS > 0
+  if row0 != tile_row { return; }
+#end
 #for m in 0..M
   if group.y * ${M}u + ${m}u < p.batch {
     let at = p.out_at + (group.y * ${M}u + ${m}u) * p.out_stride + p.first_row + row0;

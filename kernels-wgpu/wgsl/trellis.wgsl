@@ -7,14 +7,15 @@
 // begins in the word before. 0 where tiles are shorter than words.
 // LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory, 3 in a
 // uniform buffer whose entries have the values of AT_ONCE rows, signed bytes, by the JOINT bits of their
-// windows. ENTRIES: of the table.
+// windows, 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
+// linear map makes of those before. ENTRIES: of the table.
 // term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
 #if LUT == 1
 #for t in 0..TERMS
 @group(0) @binding(${3 + 2 * TERMS + t}) var<uniform> lut${t}: array<vec4<f32>, ${ENTRIES / 4}>;
 #end
 #end
-#if LUT == 3
+#if LUT >= 3
 #for t in 0..TERMS
 @group(0) @binding(${3 + 2 * TERMS + t}) var<uniform> lut${t}: array<vec4<u32>, ${ENTRIES / 4}>;
 #end
@@ -66,6 +67,13 @@ fn window${t}(row: u32, column: u32) -> u32 {
 
 #def begin
 let term${t} = p.terms[${t}];
+#if LUT == 4
+// Thread i has values i, i + 8, ... and what the map makes of STEP bits i, for four places of a window.
+let own_values = lut${t}[invocation & 7u];
+let low_values${t} = own_values.x;
+let high_values${t} = own_values.y;
+let map${t} = own_values.z;
+#end
 #if LUT == 2
 // Not before all have read the term before.
 workgroupBarrier();
@@ -155,6 +163,30 @@ let n${FIRST} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) & vec4<u32>(
 #end
 
 #def quad
+#if LUT == 4
+#let FIRST = 1 - STATE / STEP
+var mapped = vec4<u32>(0u);
+#for k in FIRST..R - 6 / STEP
+#let BIT = 32 + k * STEP
+let s${k - FIRST} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) & vec4<u32>(${STEP * 2 - 1}u);
+// The lowest byte is for the row whose newest 6 bits follow.
+mapped = (mapped >> vec4<u32>(8u)) ^ vec4<u32>(subgroupShuffle(map${t}, s${k - FIRST}.x), subgroupShuffle(map${t}, s${k - FIRST}.y), subgroupShuffle(map${t}, s${k - FIRST}.z), subgroupShuffle(map${t}, s${k - FIRST}.w));
+#let r = k + 6 / STEP
+#if r >= 0
+#let BIT = 26 + (r + 1) * STEP
+#if BIT % 32 <= 26
+let i${r} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) ^ mapped;
+#else
+let i${r} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) ^ mapped;
+#end
+let a${r} = i${r} & vec4<u32>(7u);
+let l${r} = vec4<u32>(subgroupShuffle(low_values${t}, a${r}.x), subgroupShuffle(low_values${t}, a${r}.y), subgroupShuffle(low_values${t}, a${r}.z), subgroupShuffle(low_values${t}, a${r}.w));
+let h${r} = vec4<u32>(subgroupShuffle(high_values${t}, a${r}.x), subgroupShuffle(high_values${t}, a${r}.y), subgroupShuffle(high_values${t}, a${r}.z), subgroupShuffle(high_values${t}, a${r}.w));
+let v${r} = bitcast<vec4<i32>>(select(l${r}, h${r}, (i${r} & vec4<u32>(32u)) != vec4<u32>(0u)));
+var w${r} = vec4<f32>((v${r} << (i${r} & vec4<u32>(24u))) >> vec4<u32>(24u));
+#end
+#end
+#else
 #if LUT == 3
 #let BITS = JOINT
 #let BITS_MASK = ENTRIES - 1
@@ -210,6 +242,7 @@ var w${r} = vec4<f32>(lut[n${r}_0], lut[n${r}_1], lut[n${r}_2], lut[n${r}_3]);
 #end
 #else
 var w${r} = vec4<f32>(window_value(n${r}_0, term${t}.c, term${t}.d), window_value(n${r}_1, term${t}.c, term${t}.d), window_value(n${r}_2, term${t}.c, term${t}.d), window_value(n${r}_3, term${t}.c, term${t}.d));
+#end
 #end
 #end
 #end

@@ -5,7 +5,7 @@ use super::{Packed, Reader};
 use crate::error::{Error, Result, index, product};
 use crate::matrix::ALIGNMENT;
 use crate::params::TermParams;
-use crate::windows::Together;
+use crate::windows::{self, Together};
 use cmf_format::DType;
 use cmf_format::encoding::nested::{Level, Map, Rounding, Values};
 use cmf_format::encoding::sparse::{Layout, Op, position_bits};
@@ -90,6 +90,7 @@ impl Base {
             term,
             table: None,
             together: None,
+            hashed: None,
             under: None,
             rows: self.rows,
             cols: self.cols,
@@ -305,11 +306,16 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     let entries = 1usize << state;
     let table_bytes = table.at as usize * 4..side.len();
     let whole_table = code == 0 && state >= 2 && table_bytes.len() == entries * 4;
-    let together = match side.get(table_bytes.clone()) {
+    let (together, hashed) = match side.get(table_bytes.clone()) {
         Some(table) if whole_table && way == 1 => {
-            Together::of(state, step, &bytemuck::pod_collect_to_vec::<u8, f32>(table))
+            let values = bytemuck::pod_collect_to_vec::<u8, f32>(table);
+            let together = Together::of(state, step, &values);
+            // Where one look gives no more than two rows.
+            let few = together.is_none_or(|t| t.rows <= 2);
+            let sizes = (descriptor.state_bits.into(), descriptor.step_bits.into());
+            (together, if few { windows::hashed(sizes.0, sizes.1, &values) } else { None })
         }
-        _ => None,
+        _ => (None, None),
     };
     let numbers = [
         ("STATE", state),
@@ -319,6 +325,7 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
         ("LUT", i64::from(whole_table)),
         ("ENTRIES", if whole_table { entries as i64 } else { 0 }),
         ("AT_ONCE", together.map_or(1, |t| t.rows)),
+        ("HASHED", hashed.is_some().into()),
         ("JOINT", together.map_or(0, |t| t.bits)),
         ("WAY", way),
         ("WORDS", words),
@@ -348,7 +355,7 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
     product("ring", &[path_elems.into(), 2 * step as u64 + 16])?;
     let base = Base { quads: if way == 2 { quads } else { 1 }, ..base };
     let packed = base.packed(&numbers, vec![codes.into()], side, term);
-    Ok(Packed { table: whole_table.then_some(table_bytes), together, ..packed })
+    Ok(Packed { table: whole_table.then_some(table_bytes), together, hashed, ..packed })
 }
 
 fn codebook_node<'v>(view: &'v codebook::View<'_>, rows: Range<usize>, base: Base) -> Result<Packed<'v>> {

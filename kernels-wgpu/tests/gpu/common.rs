@@ -3,7 +3,9 @@
 use cmf_format::encoding::sparse::Op;
 use cmf_format::encoding::{View, dense};
 use cmf_format::{DType, NodeData};
-use cmf_kernels_wgpu::{Activations, Context, GpuMatrix, Kernels, Picked, Rows, Tuning, Uploader, Workspace};
+use cmf_kernels_wgpu::{
+    Activations, Context, GpuMatrix, Kernels, Picked, Rows, Tuning, Uploader, Workspace, wgpu,
+};
 use std::sync::Arc;
 
 pub(crate) type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -20,9 +22,22 @@ pub(crate) struct Bed {
 /// The device, or `None` where the test is to be skipped.
 pub(crate) fn bed() -> Result<Option<Bed>, Box<dyn std::error::Error>> {
     let Some(context) = context()? else { return Ok(None) };
+    bed_on(context).map(Some)
+}
+
+/// As [`bed`], on a device with none of its adapter's features.
+pub(crate) fn bare_bed() -> Result<Option<Bed>, Box<dyn std::error::Error>> {
+    if context()?.is_none() {
+        return Ok(None);
+    }
+    let context = Context::with_features(&Context::adapter()?, wgpu::Features::empty())?;
+    bed_on(context).map(Some)
+}
+
+fn bed_on(context: Context) -> Result<Bed, Box<dyn std::error::Error>> {
     let [one, many] = [Tuning { lanes: 1, width: 16 }, Tuning { lanes: 32, width: 64 }];
     let kernels = |tuning| Kernels::with_tuning(context.device(), tuning);
-    Ok(Some(Bed { kernels: [kernels(one)?, kernels(many)?], context }))
+    Ok(Bed { kernels: [kernels(one)?, kernels(many)?], context })
 }
 
 /// As [`bed`], with the tuning of the adapter alone.

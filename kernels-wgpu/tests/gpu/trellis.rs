@@ -1,6 +1,8 @@
 //! `trellis`.
 
-use crate::common::{Near, Random, TestResult, bed, check, check_eights, check_tiles, context, scales};
+use crate::common::{
+    Near, Random, TestResult, bare_bed, bed, check, check_eights, check_tiles, context, scales,
+};
 use cmf_format::encoding::dense;
 use cmf_format::encoding::grouped::groups;
 use cmf_format::encoding::trellis::{Axis, Code, Descriptor, pack};
@@ -134,6 +136,53 @@ fn tall_tiles_have_whole_words_of_paths() -> TestResult {
         let planes = planes.collect::<Result<Vec<_>, _>>()?;
         check(&bed, &format!("byte sums, {rows} rows, paths {path_elems}"), &planes, Near::Exact)?;
     }
+    Ok(())
+}
+
+/// With a table of 64 signed bytes by the newest 6 bits of a window and a linear map of those before.
+fn node_of_hashes(
+    descriptor: &Descriptor,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+) -> Result<NodeData, cmf_format::Error> {
+    let mut random = Random::new(seed);
+    let older = usize::from(descriptor.state_bits) - 6;
+    let map: Vec<usize> = (0..older).map(|_| random.below(64)).collect();
+    let by_index: Vec<f32> = (0..64).map(|_| random.below(256) as f32 - 128.0).collect();
+    let index = |window: usize| {
+        let added = map.iter().enumerate().filter(|(bit, _)| window >> bit & 1 == 1);
+        added.fold(window >> older, |index, (_, more)| index ^ more)
+    };
+    let values: Vec<f32> =
+        (0..1usize << descriptor.state_bits).map(|window| by_index[index(window)]).collect();
+    node_of(descriptor, rows, cols, &mut random, &values)
+}
+
+#[test]
+fn hashed_tables_are_asked_for_in_a_subgroup() -> TestResult {
+    let Some(bed) = bed()? else { return Ok(()) };
+    for (rows, path_elems, state_bits) in
+        [(1040, 0, 12), (272, 0, 12), (1056, 32, 14), (304, 16, 12), (96, 0, 12)]
+    {
+        let descriptor = Descriptor { state_bits, path_elems, scale_rows: 16, ..PLAIN };
+        let planes = (0..2).map(|seed| node_of_hashes(&descriptor, rows, 36, seed).map(Arc::new));
+        let planes = planes.collect::<Result<Vec<_>, _>>()?;
+        let name = format!("hashed, {state_bits} bits, {rows} rows, paths {path_elems}");
+        check(&bed, &name, planes.get(..1).ok_or("plane")?, Near::Exact)?;
+        check(&bed, &name, &planes, Near::Exact)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_without_features_gives_the_same() -> TestResult {
+    let Some(bed) = bare_bed()? else { return Ok(()) };
+    let descriptor = Descriptor { state_bits: 12, ..PLAIN };
+    let planes = (0..2).map(|seed| node_of_hashes(&descriptor, 272, 40, seed).map(Arc::new));
+    let planes = planes.collect::<Result<Vec<_>, _>>()?;
+    check(&bed, "hashed, no features", &planes, Near::Exact)?;
+    check_tiles(&bed, "hashed, no features", &planes, Near::Exact)?;
     Ok(())
 }
 
