@@ -45,6 +45,12 @@ mod present {
             &self.0
         }
 
+        /// Bytes of main memory that `weights` take on the device.
+        pub(crate) fn owned_bytes(&self, moving: &Moving<'_>) -> u64 {
+            let bytes = moving.packed().device_bytes().filter(|_| self.0.shares_memory());
+            bytes.unwrap_or(0)
+        }
+
         /// The matrices of `model` under `plan`.
         pub(crate) fn weights<'m>(&self, model: &'m Model, plan: Plan) -> GpuModel<'m> {
             GpuModel::new(model, plan, Arc::clone(&self.0))
@@ -75,6 +81,10 @@ impl Gpu {
         _: &'m cmf_loader::Model,
         _: cmf_loader::Plan,
     ) -> cmf_candle::packed::PackedModel<'m> {
+        match *self {}
+    }
+
+    pub(crate) fn owned_bytes(&self, _: &cmf_candle::moving::Moving<'_>) -> u64 {
         match *self {}
     }
 

@@ -3,6 +3,10 @@
 #![cfg(feature = "models")]
 
 mod common;
+#[cfg(feature = "gpu")]
+#[path = "../../sources/tests/server/mod.rs"]
+#[allow(dead_code, reason = "its other answers are for the tests of the crate")]
+mod server;
 
 use common::{Outcome, Place};
 
@@ -22,6 +26,7 @@ mod gpu {
     use super::*;
     use common::llama::{Shape, write};
     use serde_json::Value;
+    use server::{Answer, Server};
     use std::io::Write;
     use std::process::Stdio;
 
@@ -91,6 +96,61 @@ terms = [
             let last = cpu.stdout.lines().last().ok_or("no summary")?;
             assert_eq!(serde_json::from_str::<Value>(last)?["text"], answer["text"], "under {budget}");
         }
+        Ok(())
+    }
+
+    /// The summary of an answer to a prompt.
+    fn answer(place: &Place, file: &str, more: &[&str]) -> Outcome<Value> {
+        let args = ["run", file, "--cache", "cache", "--raw", "--json", "-n", "4", "-p", "w1 w2 w3"];
+        let run = place.cmf(&[&args[..], more].concat())?;
+        let last = run.stdout.lines().last().ok_or_else(|| format!("{run:?}"))?;
+        Ok(serde_json::from_str(last)?)
+    }
+
+    #[test]
+    fn main_memory_holds_what_the_device_does_not() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        for budget in ["min", "max"] {
+            let cpu = answer(&place, "m.cmf", &["--budget", budget])?;
+            let gpu = answer(&place, "m.cmf", &["--budget", budget, "--device", "gpu"])?;
+            assert_eq!(gpu["text"], cpu["text"]);
+            assert_eq!(gpu["resident_bytes"], cpu["resident_bytes"]);
+            for key in ["held_bytes", "mapped_bytes"] {
+                assert!(gpu[key].as_u64() <= cpu[key].as_u64(), "{key}: {gpu} and {cpu}");
+                assert!(budget == "min" || gpu[key].as_u64() < cpu[key].as_u64(), "{key}: {gpu} and {cpu}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_budget_follows_memory() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        // Of a model this small all fits.
+        let most = answer(&place, "m.cmf", &["--device", "gpu"])?;
+        let auto = answer(&place, "m.cmf", &["--device", "gpu", "--budget", "auto"])?;
+        assert_eq!((&auto["text"], &auto["device_bytes"]), (&most["text"], &most["device_bytes"]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_model_comes_from_a_server() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let server = Server::new(place.read("m.cmf")?, |_, _| Answer::Slow(8_000))?;
+        let least = answer(&place, &server.url, &["--device", "gpu", "--budget", "min"])?;
+        assert_eq!(least["text"], answer(&place, "m.cmf", &["--budget", "min"])?["text"]);
+        // It gets better while it talks, and is whole at last.
+        let file = || -> Outcome<bool> {
+            let names: Vec<_> = std::fs::read_dir(place.path("cache"))?.collect::<Result<_, _>>()?;
+            Ok(names.iter().all(|entry| entry.path().extension().is_some_and(|e| e == "cmf")))
+        };
+        while !file()? {
+            answer(&place, &server.url, &["--device", "gpu"])?;
+        }
+        let whole = answer(&place, &server.url, &["--device", "gpu"])?;
+        let local = answer(&place, "m.cmf", &["--device", "gpu"])?;
+        assert_eq!((&whole["text"], &whole["device_bytes"]), (&local["text"], &local["device_bytes"]));
+        assert!(least["device_bytes"].as_u64() < local["device_bytes"].as_u64());
         Ok(())
     }
 

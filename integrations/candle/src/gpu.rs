@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
 use cmf_kernels_wgpu::{Activations, GpuMatrix, GpuUnit, Uploader, Workspace, wgpu};
 use cmf_loader::{FileSource, Model, Plan};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 pub use cmf_kernels_wgpu::Context;
@@ -26,6 +27,8 @@ pub struct GpuModel<'m> {
     host: PackedModel<'m>,
     context: Arc<Context>,
     uploader: Mutex<Uploader>,
+    /// Tensors that are read from the file, in main memory.
+    on_host: Mutex<HashSet<String>>,
     state: Mutex<State<'m>>,
 }
 
@@ -143,6 +146,7 @@ impl<'m> GpuModel<'m> {
             host: PackedModel::new(model, plan),
             uploader: Mutex::new(Uploader::new(context.device(), context.queue())),
             context,
+            on_host: Mutex::default(),
             state: Mutex::new(state),
         }
     }
@@ -219,6 +223,24 @@ impl<'m> Held for GpuModel<'m> {
         state.workspace.bytes() + activations + buffers + self.host.scratch_bytes()
     }
 
+    fn is_elsewhere(&self, name: &str) -> bool {
+        let of = |name: &str| {
+            let tensor = self.model.tensor(name).and_then(|tensor| tensor.stored().ok());
+            tensor.into_iter().flat_map(|tensor| tensor.matrices()).collect::<Vec<_>>()
+        };
+        let same = |a: &Matrix<'_, FileSource>, b: &Matrix<'_, FileSource>| {
+            a.index() == b.index() && std::ptr::eq(a.archive().source(), b.archive().source())
+        };
+        let slots: Vec<_> = lock(&self.state).slots().collect();
+        let read: Vec<_> = lock(&self.on_host).iter().flat_map(|name| of(name)).collect();
+        let matrices = of(name);
+        let is_elsewhere = |matrix| {
+            slots.iter().any(|slot| same(&slot.matrix, matrix))
+                && !read.iter().any(|other| same(other, matrix))
+        };
+        !matrices.is_empty() && matrices.iter().all(is_elsewhere)
+    }
+
     fn device_bytes(&self) -> Option<u64> {
         Some(self.weight_bytes())
     }
@@ -261,6 +283,7 @@ impl<'m> Held for GpuModel<'m> {
 
 impl<'m> Weights for GpuModel<'m> {
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        lock(&self.on_host).insert(name.to_owned());
         self.host.vector(name, elements)
     }
 
@@ -278,6 +301,7 @@ impl<'m> Weights for GpuModel<'m> {
     }
 
     fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        lock(&self.on_host).insert(name.to_owned());
         self.host.rows(name, rows, cols)
     }
 }

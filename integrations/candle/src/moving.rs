@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::packed::PackedModel;
 use crate::weights::Weights;
 use cmf_loader::resident::{Change, Resident, Status};
-use cmf_loader::{Budget, Model, Plan, Snapshot};
+use cmf_loader::{Budget, Model, Plan, Snapshot, Want};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Packed weights whose plan can be changed.
@@ -29,6 +29,12 @@ pub trait Held: Weights + Send {
 
     /// Bytes that are held beside weights to multiply with them.
     fn scratch_bytes(&self) -> u64;
+
+    /// Whether the matrices of the tensor called `name` are multiplied with elsewhere alone: main memory need
+    /// not have them once they are there.
+    fn is_elsewhere(&self, _name: &str) -> bool {
+        false
+    }
 
     /// Bytes of weights on a device other than the CPU, where there is one.
     fn device_bytes(&self) -> Option<u64> {
@@ -159,6 +165,24 @@ impl<'m> Moving<'m> {
         Pass { _pin: self.weights.pin(), turns, _snapshot: snapshot }
     }
 
+    /// Gives back what main memory has of the matrices that are on a device, once the model is loaded; a
+    /// change of budget does so by itself. Gives the bytes.
+    ///
+    /// # Errors
+    /// As [`Resident::give_back`].
+    pub fn settle(&self) -> Result<u64> {
+        self.give_back(&self.resident.snapshot())
+    }
+
+    fn give_back(&self, snapshot: &Snapshot) -> Result<u64> {
+        if self.weights.device_bytes().is_none() {
+            return Ok(0);
+        }
+        let want = |name: &str| if self.weights.is_elsewhere(name) { Want::Never } else { Want::Budget };
+        let kept = self.resident.model().schedule_for(&want)?;
+        Ok(self.resident.give_back(snapshot, &kept)?)
+    }
+
     /// Changes the budget, and returns when memory is as it says: a smaller budget waits for the passes
     /// that are under way, so a thread that is in a pass must end it first.
     ///
@@ -184,6 +208,7 @@ impl<'m> Moving<'m> {
         match &self.turns {
             Some(turns) => turns.between(install),
             None => install(),
-        }
+        }?;
+        self.give_back(snapshot).map(drop)
     }
 }

@@ -97,6 +97,39 @@ fn a_change_of_budget_moves_units_and_leaves_products_nothing_to_compile() -> Te
 }
 
 #[test]
+fn main_memory_gives_back_what_the_device_has() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    // With a head of its own and with the embedding for one, which stays.
+    for tied in [false, true] {
+        let (_directory, path) = written(&Tiny::new(Kind::Llama, tied).progressive())?;
+        let model = Model::open(&path)?;
+        let config = cut::card(&model)?.config().clone();
+        let moving = Moving::with(model.resident(Budget::Minimum)?, |model, plan| {
+            Box::new(GpuModel::new(model, plan, Arc::clone(&context)))
+        });
+        assert_eq!(moving.settle()?, 0, "nothing is on the device");
+        let weights = moving.packed();
+        let llama = Llama::load(&weights, &config)?;
+        moving.settle()?;
+        assert!(weights.is_elsewhere("model.layers.0.mlp.up_proj.weight"));
+        assert!(
+            !weights.is_elsewhere("model.embed_tokens.weight") && !weights.is_elsewhere("model.norm.weight")
+        );
+        for budget in budgets(&model)?.into_iter().rev() {
+            moving.set_budget(budget)?;
+            let status = moving.status();
+            // A page may hold the end of a matrix and the start of a vector, and stays then.
+            assert!(status.elsewhere_bytes < status.held_bytes, "{status:?}");
+            assert!(status.elsewhere_bytes > 0 || budget != Budget::Bytes(weights.plan().maximum_bytes()));
+            let found = logits(&llama, &config, 3)?;
+            let resident = Budget::Bytes(weights.plan().resident_bytes());
+            assert!(difference(&found, &on_cpu(&model, resident, &config, 3)?) < BOUND, "{budget}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_matrix_that_nobody_uses_leaves_the_device() -> TestResult {
     let Some(context) = context()? else { return Ok(()) };
     let (_directory, path) = written(&Tiny::new(Kind::Llama, false).progressive())?;

@@ -16,7 +16,7 @@ use cmf_candle::moving::Moving;
 use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
 use cmf_candle::{Card, cut};
-use cmf_loader::resident::pressure::Pressure;
+use cmf_loader::resident::pressure::{Pressure, Steering};
 use cmf_loader::resident::{Resident, ResidentOptions, WantOf};
 use cmf_loader::{Budget, Model, Want};
 use picture::Picture;
@@ -160,6 +160,7 @@ fn talk(
     };
     let weights = card.weights(moving.packed());
     let llama = Llama::load(weights.as_ref(), card.config())?;
+    moving.settle()?;
     let picture = args.watch.then(Picture::default);
     let system = args.system.iter().map(|content| message("system", content));
     let session = Session {
@@ -176,7 +177,7 @@ fn talk(
     std::thread::scope(|scope| {
         let mut helpers = Vec::new();
         if args.budget.trim() == "auto" {
-            helpers.push(scope.spawn(|| follow(&moving, &done)));
+            helpers.push(scope.spawn(|| follow(&moving, gpu, &done)));
         }
         if let Some(picture) = &picture {
             helpers.push(scope.spawn(|| picture.draw(&moving, &done)));
@@ -194,11 +195,28 @@ fn talk(
 }
 
 /// Budgets that follow the memory that the system has left.
-fn follow(moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
-    Pressure::default().follow(moving.resident(), done, |budget| {
-        moving.set_budget(budget)?;
-        Ok(())
-    })
+fn follow(moving: &Moving<'_>, gpu: Option<&Gpu>, done: &AtomicBool) -> anyhow::Result<()> {
+    let pressure = Pressure::default();
+    let Some(gpu) = gpu else {
+        return pressure.follow(moving.resident(), done, |budget| {
+            moving.set_budget(budget)?;
+            Ok(())
+        });
+    };
+    // What a device has in main memory is this process's own, and a smaller budget gives it back.
+    let schedule = moving.resident().schedule();
+    let (least, most) = (schedule.minimum_bytes(), schedule.maximum_bytes());
+    let mut steering = Steering::new(pressure, moving.status().budget_bytes);
+    while !done.load(Ordering::Relaxed) {
+        let mut reading = Pressure::read(gpu.owned_bytes(moving))?;
+        // What is more than the model takes makes no difference.
+        reading.room_bytes = reading.room_bytes.min((most as f64 / pressure.share) as u64);
+        if let Some(bytes) = steering.next(&reading) {
+            moving.set_budget(Budget::Bytes(bytes.clamp(least, most)))?;
+        }
+        std::thread::park_timeout(pressure.period);
+    }
+    Ok(())
 }
 
 /// Answers the prompt, or line by line what comes on standard input.

@@ -31,7 +31,7 @@ struct Summary {
     first_token_seconds: f64,
     budget_bytes: u64,
     resident_bytes: u64,
-    /// Bytes that the weights take in memory, in pages.
+    /// Bytes that the weights take in main memory, in pages.
     held_bytes: u64,
     /// Bytes read from the file so far to hold them.
     moved_bytes: u64,
@@ -150,7 +150,7 @@ impl Session<'_, '_> {
             first_token_seconds: first.unwrap_or(0.0),
             budget_bytes: plan.budget_bytes(),
             resident_bytes: plan.resident_bytes(),
-            held_bytes: status.held_bytes,
+            held_bytes: status.held_bytes.saturating_sub(status.elsewhere_bytes),
             moved_bytes: status.read_bytes,
             device_bytes: self.moving.packed().device_bytes(),
             bits_per_weight: plan.bits_per_weight(),
