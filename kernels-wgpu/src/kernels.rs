@@ -144,7 +144,9 @@ impl Kernels {
             })
         })?;
         let info = device.adapter_info();
-        let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        // A browser wants another text for them.
+        let subgroups = device.features().contains(wgpu::Features::SUBGROUP)
+            && info.backend != wgpu::Backend::BrowserWebGpu;
         Ok(Self {
             subgroups: subgroups.then_some((info.subgroup_min_size.max(1), info.subgroup_max_size)),
             limits: device.limits(),

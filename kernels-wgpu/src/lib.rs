@@ -54,7 +54,7 @@
 //! |---|---|---|---|
 //! | `dense` | yes | yes | f32, f16, bf16 as they are; other types as the smallest of these that is exact |
 //! | `grouped` | yes | yes | scales and zero points in 16 bits where that is exact, else f32 |
-//! | `trellis` | yes | yes | the table in f32 |
+//! | `trellis` | yes | yes | the table in f32; of signed bytes, one for several rows at once, which units share |
 //! | `codebook` | yes | yes | the codebooks in f32 |
 //! | `nested` | yes | yes | scales, zero points and tables in f32 |
 //! | `low_rank` | yes | through its factors | the left factor transposed |
@@ -65,7 +65,9 @@
 //! # Limits
 //!
 //! WebGPU's defaults are enough: eight storage buffers, bindings of 128 MiB (larger terms are cut into
-//! blocks of rows where their encoding can be), 16 KiB of workgroup memory, 256 threads, no features.
+//! blocks of rows where their encoding can be), 16 KiB of workgroup memory, 256 threads, no features. Two are
+//! used where a device has them: `SUBGROUP`, for sums and tables that threads share, and
+//! `MAPPABLE_PRIMARY_BUFFERS`, for uploads without a copy on devices whose memory is the processor's.
 //! Every index is checked to fit 32 bits before a dispatch. What a file says cannot make a kernel read
 //! elsewhere: sizes are checked when a view is opened, positions are clamped in the shader, and wgpu
 //! keeps accesses inside of the bindings.

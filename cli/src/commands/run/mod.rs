@@ -204,13 +204,14 @@ fn follow(moving: &Moving<'_>, gpu: Option<&Gpu>, done: &AtomicBool) -> anyhow::
         });
     };
     // What a device has in main memory is this process's own, and a smaller budget gives it back.
-    let schedule = moving.resident().schedule();
-    let (least, most) = (schedule.minimum_bytes(), schedule.maximum_bytes());
+    let resident = moving.resident();
+    let schedule = resident.schedule();
+    let (least, most) = (schedule.minimum_bytes(), resident.paged_bytes(schedule.steps()));
     let mut steering = Steering::new(pressure, moving.status().budget_bytes);
     while !done.load(Ordering::Relaxed) {
         let mut reading = Pressure::read(gpu.owned_bytes(moving))?;
         // What is more than the model takes makes no difference.
-        reading.room_bytes = reading.room_bytes.min((most as f64 / pressure.share) as u64);
+        reading.room_bytes = reading.room_bytes.min((most as f64 / pressure.share).ceil() as u64);
         if let Some(bytes) = steering.next(&reading) {
             moving.set_budget(Budget::Bytes(bytes.clamp(least, most)))?;
         }
