@@ -135,13 +135,13 @@ pub(crate) fn each_tile(
     let outs = out.chunks_mut((tile_rows * input.tokens).max(1));
     for (start, out) in rows.clone().step_by(tile_rows).zip(outs) {
         let rows = start..rows.end.min(start + tile_rows);
-        let mut tile = core::mem::take(&mut work.tile);
+        let mut tile = core::mem::take(&mut work.sum);
         let padded = sized_with(&mut tile, rows.len() * input.blocks, [0.0; BLOCK]);
         let done = decode_padded(cols, rows, padded, input.blocks, work, decode);
         if done.is_ok() {
             arch::dot(simd, padded, input, out);
         }
-        work.tile = tile;
+        work.sum = tile;
         done?;
     }
     Ok(())

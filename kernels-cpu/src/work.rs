@@ -12,6 +12,8 @@ pub(crate) struct Work {
     pub(crate) zeros: Vec<f32>,
     /// Decoded rows, padded to blocks.
     pub(crate) tile: Vec<[f32; BLOCK]>,
+    /// The same, of a sum of terms that are decoded to the former.
+    pub(crate) sum: Vec<[f32; BLOCK]>,
     /// Values of trellis paths plus 128, padded to blocks.
     pub(crate) panel: Vec<[u8; BLOCK]>,
     /// Sums of trellis paths.
@@ -32,7 +34,7 @@ impl Work {
     pub(crate) fn bytes(&self) -> usize {
         let floats = self.raw.capacity() + self.scales.capacity() + self.zeros.capacity();
         floats * 4
-            + self.tile.capacity() * size_of::<[f32; BLOCK]>()
+            + (self.tile.capacity() + self.sum.capacity()) * size_of::<[f32; BLOCK]>()
             + self.panel.capacity() * BLOCK
             + self.lanes.capacity() * 64
             + self.wrap.capacity() * 4
