@@ -65,6 +65,7 @@ mod linear;
 mod node;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "each kernel reads what it needs"))]
 mod operands;
+mod pool;
 mod precision;
 mod scratch;
 mod work;
@@ -72,5 +73,6 @@ mod work;
 pub use activations::Activations;
 pub use isa::Isa;
 pub use linear::Linear;
+pub use pool::awake;
 pub use precision::Precision;
 pub use scratch::Scratch;

@@ -7,6 +7,7 @@ use crate::hadamard;
 use crate::isa::Isa;
 use crate::node::{Node, Plan, TILE_ELEMS, each_tile};
 use crate::operands::{BLOCK, Input};
+use crate::pool;
 use crate::precision::Precision;
 use crate::scratch::Scratch;
 use crate::work::Work;
@@ -22,6 +23,8 @@ use rayon::prelude::*;
 /// and the same by quantised activations.
 const FEW_PRODUCTS: usize = 1 << 18;
 const FEW_FAST_PRODUCTS: usize = 1 << 20;
+/// How many times fewer are worth it among threads of one pool.
+const NEAR: usize = 8;
 /// Tokens from which on rows of the sum of several terms are decoded, in exact products.
 const MANY_TOKENS: usize = 8;
 /// Rows of a thread's part are a multiple: trellis paths have up to 32 rows in a word.
@@ -132,6 +135,7 @@ impl<'a> Linear<'a> {
             Precision::Exact => FEW_PRODUCTS,
             Precision::Fast => FEW_FAST_PRODUCTS,
         };
+        let few = if pool::is_near() { few / NEAR } else { few };
         let threads = if products < few { 1 } else { rayon::current_num_threads() };
         let part = rows.div_ceil(threads).next_multiple_of(PART_ROWS);
         let workers = scratch.workers(threads);

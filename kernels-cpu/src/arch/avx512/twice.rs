@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use super::memory::*;
 use super::*;
-use crate::operands::{Small, Twice};
+use crate::operands::{Codes, Small, Twice};
 
 /// Blocks of 16 groups.
 const BLOCKS: usize = 8;
@@ -51,6 +51,63 @@ impl<'k> Decoder<'k> {
     }
 }
 
+/// Rows that are worked on at a time: they share what is read of the activations, and the loop around.
+const ROWS: usize = 4;
+
+/// What the rows of one product have in common.
+struct Products<'k> {
+    codes: Codes<'k>,
+    scale: Decoder<'k>,
+    zero: Option<Decoder<'k>>,
+    /// Activations of even and of odd columns, for each 128 columns.
+    halves: &'k [[[i8; BLOCK]; 2]],
+    /// For each of them what offsets take away, and the scales of the activations.
+    prepared: &'k [[[f32; 16]; 2]],
+    /// Sums of the activations of 16 groups.
+    sums: &'k [[f32; 16]],
+    /// The lanes of a vector of 16 groups that the groups of each 128 columns lie in.
+    groups: [__m512i; BLOCKS / 2],
+}
+
+impl Products<'_> {
+    /// Rows `first` to `first + R - 1`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+    fn rows<const R: usize>(&self, first: usize) -> [f32; R] {
+        let bytes: [_; R] = core::array::from_fn(|r| self.codes.own_row(first + r).as_chunks::<64>());
+        let mut lanes = [_mm512_setzero_ps(); R];
+        let pairs = self.halves.chunks(BLOCKS / 2).zip(self.prepared.chunks(BLOCKS / 2));
+        for (i, ((halves, prepared), sums)) in pairs.zip(self.sums).enumerate() {
+            let mut scales = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                scales[r] = self.scale.sixteen(first + r, i);
+                if let Some(zero) = &self.zero {
+                    lanes[r] = _mm512_fmadd_ps(zero.sixteen(first + r, i), load_floats(sums), lanes[r]);
+                }
+            }
+            for (j, (halves, prepared)) in halves.iter().zip(prepared).enumerate() {
+                for r in 0..R {
+                    let (chunks, rest) = bytes[r];
+                    let bytes = match chunks.get(i * (BLOCKS / 2) + j) {
+                        Some(bytes) => {
+                            prefetch(bytes, AHEAD);
+                            load_bytes(bytes)
+                        }
+                        None => load_part(rest, 64),
+                    };
+                    let of_rows = _mm512_permutexvar_ps(self.groups[j], scales[r]);
+                    lanes[r] = add_nibbles(bytes, halves, prepared, of_rows, lanes[r]);
+                }
+            }
+        }
+        let mut out = [0.0; R];
+        for r in 0..R {
+            out[r] = sum(lanes[r]);
+        }
+        out
+    }
+}
+
 /// Few tokens by such rows. `prepared` has room for a vector for each block and for each 8 of them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 pub(in crate::arch) fn fast_twice(
@@ -62,11 +119,7 @@ pub(in crate::arch) fn fast_twice(
     let codes = &rows.codes;
     let Map::Signed(offset) = codes.map else { return };
     let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
-    let scale = Decoder::new(&rows.scale);
-    let zero = rows.zero.as_ref().map(|zero| Decoder::new(zero));
     let lane = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    let groups: [__m512i; BLOCKS / 2] =
-        core::array::from_fn(|i| _mm512_add_epi32(lane, _mm512_set1_epi32(4 * i as i32)));
     let (of_pairs, sums) = prepared.split_at_mut(codes.stride().min(prepared.len()));
     for token in 0..input.tokens {
         prepare_pairs(less, input, token, of_pairs);
@@ -75,26 +128,27 @@ pub(in crate::arch) fn fast_twice(
             let pairs = blocks.as_flattened().as_chunks::<2>().0;
             sums.iter_mut().zip(pairs).for_each(|(sum, [a, b])| *sum = a + b);
         }
-        let halves = input.pairs(token).0;
-        let pairs = halves.chunks(BLOCKS / 2).zip(of_pairs.as_chunks::<2>().0.chunks(BLOCKS / 2));
-        let outs = out.chunks_exact_mut(input.tokens).enumerate().take(codes.rows);
-        for (row, out) in outs {
-            let bytes = codes.own_row(row);
-            let mut lanes = _mm512_setzero_ps();
-            for (i, ((halves, prepared), sums)) in pairs.clone().zip(&*sums).enumerate() {
-                let scales = scale.sixteen(row, i);
-                if let Some(zero) = &zero {
-                    lanes = _mm512_fmadd_ps(zero.sixteen(row, i), load_floats(sums), lanes);
+        let products = Products {
+            codes: *codes,
+            scale: Decoder::new(&rows.scale),
+            zero: rows.zero.as_ref().map(|zero| Decoder::new(zero)),
+            halves: input.pairs(token).0,
+            prepared: of_pairs.as_chunks().0,
+            sums,
+            groups: core::array::from_fn(|i| _mm512_add_epi32(lane, _mm512_set1_epi32(4 * i as i32))),
+        };
+        let height = codes.rows.min(out.len() / input.tokens);
+        let of_token = out.get_mut(token..).unwrap_or(&mut []);
+        let mut outs = of_token.iter_mut().step_by(input.tokens).take(height);
+        for first in (0..height).step_by(ROWS) {
+            if height - first >= ROWS {
+                let found = products.rows::<ROWS>(first);
+                found.into_iter().zip(&mut outs).for_each(|(product, out)| *out += product);
+            } else {
+                for row in first..height {
+                    let found = products.rows::<1>(row);
+                    found.into_iter().zip(&mut outs).for_each(|(product, out)| *out += product);
                 }
-                for (j, (halves, prepared)) in halves.iter().zip(prepared).enumerate() {
-                    let bytes = bytes.get((i * BLOCKS / 2 + j) * 64..).unwrap_or(&[]);
-                    prefetch(bytes, AHEAD);
-                    let of_rows = _mm512_permutexvar_ps(groups[j], scales);
-                    lanes = add_nibbles(load_some(bytes, 64), halves, prepared, of_rows, lanes);
-                }
-            }
-            if let Some(out) = out.get_mut(token) {
-                *out += sum(lanes);
             }
         }
     }
