@@ -37,15 +37,17 @@ impl<'g, 'w> Generator<'g, 'w> {
                 ids.len()
             )));
         }
-        if !ids.starts_with(&self.seen) || ids.len() == self.seen.len() {
+        // A pass that failed may have left something in the cache.
+        let is_whole = self.cache.positions() == self.seen.len();
+        if !is_whole || !ids.starts_with(&self.seen) || ids.len() == self.seen.len() {
             (self.cache, self.seen) = (Cache::new(self.model.config()), Vec::new());
         }
         for part in ids.get(self.seen.len()..).unwrap_or(&[]).chunks(PROMPT_TOKENS) {
-            let hidden = self.model.hidden(part, &mut self.cache)?;
-            self.seen.extend_from_slice(part);
-            if self.seen.len() == ids.len() {
-                self.logits = self.model.logits(&hidden)?;
+            match self.seen.len() + part.len() < ids.len() {
+                true => drop(self.model.hidden(part, &mut self.cache)?),
+                false => self.logits = self.model.next(part, &mut self.cache)?,
             }
+            self.seen.extend_from_slice(part);
         }
         Ok(())
     }
@@ -77,8 +79,7 @@ impl<'g, 'w> Generator<'g, 'w> {
         if self.seen.len() >= limit {
             return Err(Error::argument(format!("the model has {limit} positions")));
         }
-        let hidden = self.model.hidden(&[id], &mut self.cache)?;
-        self.logits = self.model.logits(&hidden)?;
+        self.logits = self.model.next(&[id], &mut self.cache)?;
         self.seen.push(id);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Choosing the next token.
 
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,26 +65,24 @@ impl Sampler {
         if temperature == 0.0 {
             return Ok(best as u32);
         }
-        likely.sort_unstable_by(order);
-        if top_k > 0 {
+        if top_k > 0 && top_k < likely.len() {
+            likely.select_nth_unstable_by(top_k, order);
             likely.truncate(top_k);
         }
         let weight = |logit: f32| (f64::from(logit - max) / temperature).exp();
-        let total: f64 = likely.iter().map(|(_, logit)| weight(*logit)).sum();
-        let mut kept = 0.0;
-        let mut count = 0;
-        while count < likely.len() && (count == 0 || kept < top_p * total) {
-            kept += likely.get(count).map_or(0.0, |(_, logit)| weight(*logit));
-            count += 1;
+        let mut kept: f64 = likely.iter().map(|(_, logit)| weight(*logit)).sum();
+        if top_p < 1.0 {
+            let wanted = top_p * kept;
+            (kept, likely) = likeliest(likely, order, wanted, weight);
         }
         let mut left = self.uniform() * kept;
-        for (id, logit) in likely.iter().take(count) {
+        for (id, logit) in &likely {
             left -= weight(*logit);
             if left < 0.0 {
                 return Ok(*id as u32);
             }
         }
-        Ok(likely.get(count.saturating_sub(1)).map_or(best, |(id, _)| *id) as u32)
+        Ok(likely.last().map_or(best, |(id, _)| *id) as u32)
     }
 
     /// A number from 0 to below 1: SplitMix64 (Steele, Lea and Flood, 2014).
@@ -94,6 +93,32 @@ impl Sampler {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// The first tokens by `order` that together weigh `wanted`, at least one, and what they weigh. Only as
+/// many are put in order as it takes.
+fn likeliest(
+    mut tokens: Vec<(usize, f32)>,
+    order: impl Fn(&(usize, f32), &(usize, f32)) -> Ordering,
+    wanted: f64,
+    weight: impl Fn(f32) -> f64,
+) -> (f64, Vec<(usize, f32)>) {
+    let (mut kept, mut count, mut sorted) = (0.0, 0, 0);
+    while count < tokens.len() && (count == 0 || kept < wanted) {
+        if count == sorted {
+            let rest = tokens.get_mut(sorted..).unwrap_or(&mut []);
+            let more = (sorted * 3).max(64).min(rest.len());
+            if more < rest.len() {
+                rest.select_nth_unstable_by(more, &order);
+            }
+            rest.get_mut(..more).unwrap_or(&mut []).sort_unstable_by(&order);
+            sorted += more;
+        }
+        kept += tokens.get(count).map_or(0.0, |(_, logit)| weight(*logit));
+        count += 1;
+    }
+    tokens.truncate(count);
+    (kept, tokens)
 }
 
 #[cfg(test)]
@@ -136,6 +161,22 @@ mod tests {
         assert!(drawn(Sampling { top_k: 2, ..all }, &logits, 200)?.iter().all(|t| *t >= 2));
         assert!(drawn(Sampling { top_p: 0.3, ..all }, &logits, 200)?.iter().all(|t| *t == 3));
         Ok(())
+    }
+
+    #[test]
+    fn top_p_takes_the_first_of_many_in_order() {
+        let tokens: Vec<(usize, f32)> = (0..1000).map(|i| (i, (i * 7919 % 1000) as f32)).collect();
+        let order = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1);
+        for wanted in [0.0, 1.0, 5e4, 4e5, 1e9] {
+            let mut all = tokens.clone();
+            all.sort_unstable_by(order);
+            let (kept, found) = likeliest(tokens.clone(), order, wanted, f64::from);
+            assert_eq!(found, all[..found.len()]);
+            assert_eq!(kept, found.iter().map(|(_, logit)| f64::from(*logit)).sum::<f64>());
+            let last = found.last().map_or(0.0, |(_, logit)| f64::from(*logit));
+            assert!(found.len() == 1 || kept - last < wanted);
+            assert!(found.len() == 1000 || kept >= wanted);
+        }
     }
 
     #[test]

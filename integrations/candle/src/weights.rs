@@ -56,6 +56,12 @@ pub trait Weights: Sync {
     fn stored_name(&self, name: &str) -> String {
         name.to_owned()
     }
+
+    /// Runs one pass through the model, in the rayon pool that this is called in: its many small
+    /// tensor operations use rayon, and each that began outside would wait for a thread of it.
+    fn run(&self, pass: &mut (dyn FnMut() + Send)) {
+        rayon::scope(|_| pass());
+    }
 }
 
 /// Requires the shape that a configuration asks for, before anything is allocated.
@@ -94,6 +100,10 @@ impl Rows for DenseRows {
 }
 
 impl<W: Weights + ?Sized> Weights for &W {
+    fn run(&self, pass: &mut (dyn FnMut() + Send)) {
+        (**self).run(pass);
+    }
+
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
         (**self).vector(name, elements)
     }

@@ -129,6 +129,10 @@ fn ordered(x: &Tensor, order: Option<&Vec<u32>>) -> Result<Tensor> {
 }
 
 impl<W: Weights> Weights for GgufNames<W> {
+    fn run(&self, pass: &mut (dyn FnMut() + Send)) {
+        self.inner.run(pass);
+    }
+
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
         ordered(&self.inner.vector(&stored_name(name), elements)?, self.order(name, elements).as_ref())
     }

@@ -9,12 +9,13 @@ pub use block::{Block, Observe, Site};
 pub use rope::RopeTable;
 
 use crate::config::{Config, EMBEDDING};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights::{Linear, MatrixName, Rows, Weights};
 use candle_core::{D, Tensor};
 
 /// A whole model.
 pub struct Llama<'w> {
+    weights: &'w dyn Weights,
     config: Config,
     embedding: Box<dyn Rows + 'w>,
     blocks: Vec<Block<'w>>,
@@ -52,6 +53,7 @@ impl<'w> Llama<'w> {
     /// What `weights` gives.
     pub fn load(weights: &'w dyn Weights, config: &Config) -> Result<Self> {
         Ok(Self {
+            weights,
             embedding: embedding(weights, config)?,
             blocks: (0..config.layers).map(|i| Block::load(weights, config, i)).collect::<Result<_>>()?,
             norm: final_norm(weights, config)?,
@@ -65,11 +67,37 @@ impl<'w> Llama<'w> {
         &self.config
     }
 
+    /// Logits `[vocab]` of the token after `ids`, which follow what `cache` holds.
+    ///
+    /// # Errors
+    /// As [`Llama::hidden`].
+    pub fn next(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+        self.run(|| self.logits_of(&self.hidden_of(ids, cache)?))
+    }
+
     /// The last layer's output `[1, hidden]` for the last of `ids`, which follow what `cache` holds.
     ///
     /// # Errors
     /// `BadArgument` for an unknown token or none, and as [`Linear::forward`].
     pub fn hidden(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.run(|| self.hidden_of(ids, cache))
+    }
+
+    /// Logits `[vocab]` of an output `[1, hidden]` of the last layer.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        self.run(|| self.logits_of(hidden))
+    }
+
+    fn run<T: Send>(&self, pass: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let (mut pass, mut result) = (Some(pass), None);
+        self.weights.run(&mut || result = pass.take().map(|pass| pass()));
+        result.unwrap_or_else(|| Err(Error::argument("weights that do not run what they are given")))
+    }
+
+    fn hidden_of(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let rope = RopeTable::new(&self.config, cache.positions, ids.len())?;
         let mut x = self.embedding.gather(ids)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
@@ -79,11 +107,7 @@ impl<'w> Llama<'w> {
         Ok(x.narrow(0, ids.len().saturating_sub(1), 1)?)
     }
 
-    /// Logits `[vocab]` of an output `[1, hidden]` of the last layer.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+    fn logits_of(&self, hidden: &Tensor) -> Result<Vec<f32>> {
         let logits = self.head.forward(&self.norm.forward(hidden)?)?;
         Ok(Tensor::cat(&logits, D::Minus1)?.flatten_all()?.to_vec1()?)
     }

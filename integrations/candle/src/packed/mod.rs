@@ -28,7 +28,8 @@ pub struct PackedModel<'m> {
     pinned: RwLock<Vec<(ThreadId, Arc<Snapshot<'m>>)>>,
     precision: Precision,
     isa: Isa,
-    buffers: Mutex<Buffers>,
+    /// Of the passes that run at a time.
+    buffers: Mutex<Vec<Buffers>>,
 }
 
 /// The matrices of a [`PackedModel`] under another plan.
@@ -114,8 +115,17 @@ impl<'m> PackedModel<'m> {
         Self { precision, ..self }
     }
 
-    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+    fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Buffers that nobody else uses. No lock is held meanwhile: the thread may take up another pass
+    /// while it waits for parts of its own.
+    fn with_buffers<R>(&self, work: impl FnOnce(&mut Buffers) -> R) -> R {
+        let mut buffers = self.buffers().pop().unwrap_or_default();
+        let result = work(&mut buffers);
+        self.buffers().push(buffers);
+        result
     }
 
     /// Changes what is resident. Only matrices whose units change are opened again; nothing is
@@ -225,7 +235,7 @@ impl<'m> Held for PackedModel<'m> {
 
     /// They grow with the largest matrix and the most tokens that there have been at a time.
     fn scratch_bytes(&self) -> u64 {
-        self.buffers().bytes() as u64
+        self.buffers().iter().map(|buffers| buffers.bytes() as u64).sum()
     }
 }
 
@@ -239,6 +249,10 @@ fn vector(model: &Model, plan: &Plan, name: &str, elements: usize) -> Result<Ten
 }
 
 impl<'m> Weights for PackedModel<'m> {
+    fn run(&self, pass: &mut (dyn FnMut() + Send)) {
+        cmf_kernels_cpu::awake(pass);
+    }
+
     /// A vector is read once, under the plan that is in force when the model is loaded.
     fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
         vector(self.model, &self.plan(), name, elements)
@@ -268,7 +282,7 @@ impl Linear for PackedLinear<'_, '_> {
         let slots = self.slots.iter().map(|slot| snapshot.slots.get(*slot));
         let slots = slots.map(|slot| slot.map(|s| s.linear.as_ref()));
         let matrices = slots.collect::<Option<Vec<_>>>().ok_or_else(|| Error::argument("no such matrix"))?;
-        self.model.buffers().multiply(&matrices, x, self.inputs, self.model.precision)
+        self.model.with_buffers(|b| b.multiply(&matrices, x, self.inputs, self.model.precision))
     }
 }
 
@@ -286,7 +300,7 @@ impl Rows for PackedRows<'_, '_> {
             return Err(Error::argument(format!("token {id} of an embedding of {}", matrix.rows())));
         }
         let mut values = vec![0.0; ids.len().saturating_mul(self.cols)];
-        self.model.buffers().gather(&matrix, ids, &mut values)?;
+        self.model.with_buffers(|buffers| buffers.gather(&matrix, ids, &mut values))?;
         Ok(Tensor::from_vec(values, (ids.len(), self.cols), &Device::Cpu)?)
     }
 }
