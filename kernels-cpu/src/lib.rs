@@ -44,8 +44,8 @@
 //! [`Precision::Fast`] rounds activations to 8 bits with a scale for each 64, `max |x| / 127`, and adds
 //! products as integers. Beside roundings of f32 the result differs by at most
 //! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes plus their offset, -128
-//! to 0, are signed bytes and `trellis` nodes down columns with tables of signed bytes
-//! use it; all others multiply exactly.
+//! to 0, are signed bytes, `nested` nodes of integers of up to 7 bits at the lowest level, and `trellis`
+//! nodes down columns with tables of signed bytes use it; all others multiply exactly.
 //!
 //! # Instruction sets
 //!
