@@ -6,6 +6,11 @@ use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
 
+/// Bytes that the system can give to a process at once, as one page, where they begin with a multiple of
+/// that: sixteen times as fast as one small page after another. Where its large pages have another size, all are
+/// small.
+pub(crate) const BLOCK_BYTES: usize = 2 << 20;
+
 /// A read-only shared map of the first bytes of a file. Pages of it can be exchanged for copies in
 /// memory of this process and back; that changes where bytes are, not what they are.
 #[derive(Debug)]
@@ -98,7 +103,7 @@ impl Map {
             return Ok(());
         }
         linux::check(&self.0, &range)?;
-        let mut copy = linux::Staging::new(range.len())?;
+        let mut copy = linux::Staging::new(&self.0, &range)?;
         fill(copy.bytes())?;
         copy.place(&self.0, range)
     }
@@ -110,12 +115,20 @@ impl Map {
             return Ok(());
         }
         linux::check(&self.0, &range)?;
+        linux::part_blocks(&self.0, &range);
         linux::map_over(&self.0, range, file)
+    }
+
+    /// How far the first byte of the map lies behind the last place where a block of [`BLOCK_BYTES`]
+    /// can begin.
+    pub(crate) fn block_phase(&self) -> usize {
+        self.0.as_ptr().addr() % BLOCK_BYTES
     }
 }
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use super::BLOCK_BYTES;
     use core::ffi::c_void;
     use core::ops::Range;
     use core::ptr;
@@ -135,7 +148,8 @@ mod linux {
         }
     }
 
-    /// Advice about the pages of `range`: `Normal`, `Random`, `LinuxPopulateRead` or `LinuxDontNeed`.
+    /// Advice about the pages of `range`: `Normal`, `Random`, `LinuxPopulateRead`, `LinuxDontNeed` or
+    /// `LinuxCold`.
     pub(super) fn advise(map: &Mmap, range: Range<usize>, advice: Advice) -> rustix::io::Result<()> {
         if range.is_empty() {
             return Ok(());
@@ -160,11 +174,34 @@ mod linux {
     }
 
     impl Staging {
-        pub(super) fn new(bytes: usize) -> io::Result<Self> {
+        /// Memory for `range` of `map`: blocks lie in it as they lie there, so that they move whole.
+        pub(super) fn new(map: &Mmap, range: &Range<usize>) -> io::Result<Self> {
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            let page = rustix::param::page_size();
+            let pages_bytes = range.len().checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
+            let room = pages_bytes.checked_add(BLOCK_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
             // SAFETY: without MAP_FIXED the system chooses a place where nothing is.
-            let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, access, flags) }?;
-            Ok(Self { start, bytes })
+            let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), room, access, flags) }?;
+            let target = map.as_ptr().addr().wrapping_add(range.start) % BLOCK_BYTES;
+            let before = target.wrapping_sub(start.addr()) % BLOCK_BYTES;
+            let staging = Self { start: start.wrapping_byte_add(before), bytes: range.len() };
+            // SAFETY: both ends were mapped above, begin and end with a page (`before` is a difference of
+            // two that do), and are neither in `staging` nor referred to by anything else.
+            unsafe {
+                if before > 0 {
+                    mm::munmap(start, before)?;
+                }
+                mm::munmap(staging.start.wrapping_byte_add(pages_bytes), BLOCK_BYTES - before)?;
+            }
+            // A system without large pages refuses, and gives small ones.
+            let _ = staging.advise(Advice::LinuxHugepage);
+            Ok(staging)
+        }
+
+        fn advise(&self, advice: Advice) -> rustix::io::Result<()> {
+            // SAFETY: the mapping is this value's own; advice about the size of pages changes nothing that
+            // a program can read.
+            unsafe { mm::madvise(self.start, self.bytes, advice) }
         }
 
         pub(super) fn bytes(&mut self) -> &mut [u8] {
@@ -178,6 +215,9 @@ mod linux {
             if range.len() != self.bytes {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
+            // From now on the system leaves pages as they are: no block is made of small ones, for which it
+            // would take memory that nobody counts.
+            let _ = self.advise(Advice::LinuxNoHugepage);
             // SAFETY: the mapping is this value's own, and becomes read-only, as the map is.
             unsafe { mm::mprotect(self.start, self.bytes, MprotectFlags::READ) }?;
             // SAFETY: the target is within `map` (checked by `own`), and begins and ends with its
@@ -200,6 +240,21 @@ mod linux {
         }
     }
 
+    /// Makes small pages of the blocks that the ends of `range` lie in. A block of which a part is unmapped
+    /// would stay in memory whole until the system is short of it.
+    pub(super) fn part_blocks(map: &Mmap, range: &Range<usize>) {
+        let page = rustix::param::page_size();
+        let whole = |place: usize| map.as_ptr().addr().wrapping_add(place).is_multiple_of(BLOCK_BYTES);
+        let last = range.end.saturating_sub(1) / page * page;
+        for (end, inside) in [(range.start, range.start), (range.end, last)] {
+            if !whole(end) {
+                // The system parts a block before it gives advice about less than all of it. Where it cannot,
+                // memory comes back later; the advice itself is that the page, which goes, is not used.
+                let _ = advise(map, inside..range.end.min(inside.saturating_add(page)), Advice::LinuxCold);
+            }
+        }
+    }
+
     /// Maps `file` over `range` of the map.
     pub(super) fn map_over(map: &Mmap, range: Range<usize>, file: &File) -> io::Result<()> {
         let flags = MapFlags::SHARED | MapFlags::FIXED;
@@ -210,6 +265,49 @@ mod linux {
             let target = map.as_ptr().add(range.start).cast_mut().cast::<c_void>();
             mm::mmap(target, range.len(), ProtFlags::READ, flags, file, range.start as u64)
         }?;
+        Ok(())
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::positional::read_exact_at;
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    /// A number of `/proc/vmstat`.
+    fn events(name: &str) -> Result<u64, Box<dyn std::error::Error>> {
+        let all = std::fs::read_to_string("/proc/vmstat")?;
+        let found = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(found.map_or(Ok(0), str::parse)?)
+    }
+
+    #[test]
+    fn parts_of_blocks_go_back_to_the_system() -> Outcome {
+        let bytes: Vec<u8> = (0..8 * BLOCK_BYTES + 5000).map(|i| (i % 251) as u8).collect();
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), &bytes)?;
+        let file = File::open(file.path())?;
+        let map = Map::new(&file, bytes.len())?;
+        let given = events("thp_fault_alloc")?;
+        map.own(0..bytes.len(), |out| read_exact_at(&file, out, 0))?;
+        let given = events("thp_fault_alloc")? - given;
+        assert!(map.bytes() == bytes);
+        let parted = events("thp_split_page")?;
+        // A page in the middle of each block.
+        let first = (BLOCK_BYTES - map.block_phase()) % BLOCK_BYTES;
+        let middles = (first..7 * BLOCK_BYTES).step_by(BLOCK_BYTES).map(|start| start + BLOCK_BYTES / 2);
+        for start in middles.clone() {
+            map.disown(start..start + 65536, &file)?;
+        }
+        let parted = events("thp_split_page")? - parted;
+        assert!(map.bytes() == bytes);
+        match given {
+            0 => println!("SKIPPED: the system gives no large pages"),
+            // Others of this system may split some too.
+            _ => assert!(parted >= middles.count() as u64, "{parted} blocks of {given} were parted"),
+        }
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The bytes of one open file: from a map, read on demand, or in memory.
 
 use crate::error::{Error, Result};
-use crate::mmap::Map;
+use crate::mmap::{BLOCK_BYTES, Map};
 use crate::open::Backend;
 use crate::positional::read_exact_at;
 use crate::resident::Runs;
@@ -218,6 +218,31 @@ impl FileSource {
         let map = Map::new(file, bytes).map_err(|e| failed(0, e))?;
         let _ = owned.set(Owned { map, runs: RwLock::default() });
         Ok(())
+    }
+
+    /// `runs` in parts of about `part_bytes`, each of which can be held or released by itself at little
+    /// cost.
+    pub(crate) fn parts(&self, runs: &Runs, part_bytes: u64) -> Vec<Range<u64>> {
+        let blocks = part_bytes.checked_next_multiple_of(BLOCK_BYTES as u64);
+        runs.parts(blocks.unwrap_or(u64::MAX), self.block_phase().unwrap_or(0))
+    }
+
+    /// `runs`, and the rest of blocks of memory that they have a part of, as far as it is in
+    /// `within`.
+    pub(crate) fn with_whole_blocks(&self, runs: Runs, within: impl FnOnce() -> Runs) -> Runs {
+        match self.block_phase() {
+            Some(phase) => runs.plus(&runs.blocks(BLOCK_BYTES as u64, phase).within(&within())),
+            None => runs,
+        }
+    }
+
+    /// What is added to a position in the file so that blocks of memory begin at multiples of their size;
+    /// `None` where memory does not come in blocks.
+    fn block_phase(&self) -> Option<u64> {
+        match &self.bytes {
+            Bytes::Read(_, owned) => owned.get().map(|owned| owned.map.block_phase() as u64),
+            Bytes::Mapped(..) | Bytes::Memory(_) => None,
+        }
     }
 
     /// Makes the pages of `range` resident, which begins and ends with a page or beyond the file.

@@ -355,21 +355,27 @@ fn experts_come_as_a_router_asks_while_the_budget_moves() -> Outcome {
                 }
             };
             let readers = [scope.spawn(tokens(1)), scope.spawn(tokens(77))];
-            let changes = scope.spawn(|| -> Result<(), String> {
-                let mut more = 0;
-                while !done.load(Ordering::Relaxed) {
-                    more = (more + 37_000) % 300_000;
-                    resident.set_budget(Budget::Bytes(least + more)).map_err(|e| e.to_string())?;
-                    let status = resident.status();
-                    if status.held_bytes > least + 300_000 {
-                        return Err(format!("{status:?}"));
+            let moving = |step: u64| {
+                let (resident, done) = (&resident, &done);
+                move || -> Result<(), String> {
+                    let mut more = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        more = (more + step) % 300_000;
+                        resident.set_budget(Budget::Bytes(least + more)).map_err(|e| e.to_string())?;
+                        let status = resident.status();
+                        if status.held_bytes > least + 300_000 {
+                            return Err(format!("{status:?}"));
+                        }
                     }
+                    Ok(())
                 }
-                Ok(())
-            });
+            };
+            let changes = [scope.spawn(moving(37_000)), scope.spawn(moving(53_000))];
             let read = readers.map(|reader| reader.join().map_err(|_| "a reader panicked".to_owned()));
             done.store(true, Ordering::Relaxed);
-            changes.join().map_err(|_| "panicked")??;
+            for change in changes {
+                change.join().map_err(|_| "panicked")??;
+            }
             for reader in read {
                 assert!(reader?? > 0);
             }

@@ -3,12 +3,13 @@
 use crate::clock::Time;
 use crate::data;
 use crate::row::{Bench, Goal, Outcome, Row, Suite};
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use cmf_format::encoding::{dense, sparse};
 use cmf_format::write::{Content, MatrixEntry, TensorEntry, TermEntry, UnitEntry};
 use cmf_format::{ArchiveBuilder, DType};
 use cmf_loader::resident::ResidentOptions;
 use cmf_loader::{Backend, Budget, Model, OpenOptions};
+use rayon::prelude::*;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{Read, Seek, SeekFrom};
@@ -22,17 +23,20 @@ const READ_BYTES: usize = 1 << 20;
 
 pub(crate) fn suite() -> Suite {
     let title = "resident: bring 100 MB of a model in and give them back, from the system's cache; peers: read \
-                 them into a buffer of 1 MiB, read them and keep them, or hash them with BLAKE3 on one core";
+                 them into a buffer of 1 MiB, into memory that is there, or into new memory, on one thread; hash \
+                 them with BLAKE3, or read and hash them, on all threads";
     let row = |name: &str, goals: &[Goal], peer, backend, verify| {
         Row::new(format!("resident/{name}"), goals, move |bench| compare(bench, peer, backend, verify))
     };
     let rows = vec![
         row("mapped", &[Goal::Ratio(0.8), Goal::Seconds(20e-3)], Peer::Read, Backend::Mmap, false),
         row("mapped-verified", &[], Peer::Read, Backend::Mmap, true),
-        row("mapped-verified-to-hash", &[], Peer::Hash, Backend::Mmap, true),
+        row("mapped-verified-to-hash", &[Goal::Ratio(0.8)], Peer::Hash, Backend::Mmap, true),
         row("in-memory", &[], Peer::Read, Backend::Pread, false),
+        row("in-memory-to-place", &[Goal::Ratio(0.8)], Peer::Place, Backend::Pread, false),
         row("in-memory-to-keep", &[Goal::Ratio(0.8)], Peer::Keep, Backend::Pread, false),
         row("in-memory-verified", &[], Peer::Read, Backend::Pread, true),
+        row("in-memory-verified-to-hash", &[Goal::Ratio(0.8)], Peer::ReadHash, Backend::Pread, true),
     ];
     Suite { title, rows }
 }
@@ -84,10 +88,14 @@ fn file() -> Result<NamedTempFile> {
 enum Peer {
     /// Reading into a buffer that stays in the processor's cache.
     Read,
+    /// Reading into as much memory, which is there already.
+    Place,
     /// Reading into memory that is new.
     Keep,
-    /// Hashing what lies in memory.
+    /// Hashing what lies in memory, on all threads.
     Hash,
+    /// Reading into a buffer that stays in the processor's cache, and hashing it, on all threads.
+    ReadHash,
 }
 
 fn compare(bench: &Bench<'_>, peer: Peer, backend: Backend, verify: bool) -> Result<Outcome> {
@@ -105,8 +113,32 @@ fn compare(bench: &Bench<'_>, peer: Peer, backend: Backend, verify: bool) -> Res
     let in_memory = std::fs::read(path.path())?;
     let in_memory = in_memory.get(in_memory.len() - bytes as usize..).unwrap_or(&[]);
     let mut hash = || {
-        black_box(blake3::hash(in_memory));
+        in_memory.par_chunks(READ_BYTES).for_each(|part| {
+            black_box(blake3::hash(part));
+        });
         Ok(())
+    };
+    let mut place = vec![1; bytes as usize];
+    let mut place_file = File::open(path.path())?;
+    let mut fill = || {
+        place_file.seek(start)?;
+        place_file.read_exact(&mut place)?;
+        black_box(&place);
+        Ok(())
+    };
+    let first = std::fs::metadata(path.path())?.len() - bytes;
+    let mut read_and_hash = || {
+        let parts = (0..bytes.div_ceil(READ_BYTES as u64)).into_par_iter();
+        parts.try_for_each_init(
+            || (File::open(path.path()), vec![0; READ_BYTES]),
+            |(file, buffer), part| -> Result<()> {
+                let file = file.as_mut().map_err(|e| anyhow!("{e}"))?;
+                file.seek(SeekFrom::Start(first + part * READ_BYTES as u64))?;
+                let read = file.read(buffer)?;
+                black_box(blake3::hash(buffer.get(..read).unwrap_or(&[])));
+                Ok(())
+            },
+        )
     };
     let mut kept_file = File::open(path.path())?;
     let mut keep = || {
@@ -140,7 +172,9 @@ fn compare(bench: &Bench<'_>, peer: Peer, backend: Backend, verify: bool) -> Res
         },
         match peer {
             Peer::Read => ("read", &mut read),
+            Peer::Place => ("read+place", &mut fill),
             Peer::Keep => ("read+keep", &mut keep),
+            Peer::ReadHash => ("read+blake3", &mut read_and_hash),
             Peer::Hash => ("blake3", &mut hash),
         },
     )?;

@@ -28,7 +28,7 @@ impl<'a, S: Source> Segment<'a, S> {
     /// `Hash` when they differ, and from the source.
     pub fn verify(&self) -> Result<()> {
         let groups = self.chunk_groups()?;
-        groups.verify_all(groups.indices())
+        groups.check(groups.indices())
     }
 
     /// Checks the chunk groups that bytes `range` of the segment lie in, and no others.
@@ -44,9 +44,7 @@ impl<'a, S: Source> Segment<'a, S> {
         let groups = self.chunk_groups()?;
         match range.is_empty() {
             true => Ok(()),
-            false => {
-                groups.verify_all(range.start / groups.group_bytes..range.end.div_ceil(groups.group_bytes))
-            }
+            false => groups.check(range.start / groups.group_bytes..range.end.div_ceil(groups.group_bytes)),
         }
     }
 
@@ -175,8 +173,11 @@ impl<S: Source> ChunkGroups<'_, S> {
         Ok(())
     }
 
-    /// [`ChunkGroups::verify`] to the first group that does not have its hash.
-    fn verify_all(&self, groups: Range<u64>) -> Result<()> {
+    /// Checks the stored bytes of chunk groups `groups`, which are visited and not kept.
+    ///
+    /// # Errors
+    /// `Hash` for the first group that does not have its hash; as [`ChunkGroups::verify`].
+    pub fn check(&self, groups: Range<u64>) -> Result<()> {
         let mut first = None;
         self.verify(groups, &mut |_, error| {
             first.get_or_insert(error);

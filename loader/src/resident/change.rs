@@ -14,14 +14,16 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Bytes that are brought in, verified and published at once, at least.
-const SLICE_BYTES: u64 = 16 << 20;
+const SLICE_BYTES: u64 = 32 << 20;
 /// Slices of the largest change.
 const SLICES: u64 = 64;
 /// Bytes of a map that one thread brings in at once, at least.
-const PART_BYTES: u64 = 1 << 20;
+const PART_BYTES: u64 = 2 << 20;
 /// Bytes that one thread reads into memory of the process at once: threads wait for each other to put
 /// them in their place, which takes as long for many pages as for few.
-const OWN_PART_BYTES: u64 = 8 << 20;
+const OWN_PART_BYTES: u64 = 4 << 20;
+/// Bytes that one thread holds against their hashes at once.
+const VERIFY_BYTES: u64 = 512 << 10;
 /// Bytes that are given back at once: readers that touch new pages wait as long as it takes.
 pub(super) const RELEASE_BYTES: u64 = 8 << 20;
 /// Parts of the largest file: each may become a map of its own, of which a process has some ten
@@ -93,22 +95,24 @@ impl Resident<'_> {
         self.begin(&held, &target);
         self.release(&mut held, 0)?;
         // With what is held always: transforms come with step 0.
-        self.bring(&mut held, 0..target.units().saturating_add(1))?;
+        self.bring(&mut held, 0..target.units().saturating_add(1), target.units())?;
         let grown = self.current.grow(|_| Ok(()), || Ok(target));
         grown.map_err(|stopped| self.stopped(stopped))?;
         self.settle(&held);
         Ok(())
     }
 
-    /// Changes what is held to `target`.
+    /// Changes what is held to what fits `budget`, or the budget that is in force.
     pub(super) fn change<E: From<Error>>(
         &self,
-        budget: Budget,
-        target: Plan,
+        budget: Option<Budget>,
         announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<Change, E> {
         let ticket = self.asked.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let mut held = lock(&self.held);
+        // By what has arrived, and what budget is in force, when it is this change's turn.
+        let budget = budget.unwrap_or(held.budget);
+        let target = self.target(budget)?;
         let before = *lock(&self.status);
         let result = self.change_held(&mut held, ticket, (budget, &target), announce);
         self.settle(&held);
@@ -143,11 +147,13 @@ impl Resident<'_> {
         self.make_room(held, target.units(), &[], room)?;
         for next in self.slices(reached, target.units()) {
             if self.asked.load(Ordering::Relaxed) != ticket {
+                // What came ahead of the steps that were published.
+                self.release(held, reached)?;
                 return Ok(true);
             }
             let plan = self.schedule.first(next).under(target.budget_bytes());
             let steps = reached.saturating_add(1)..next.saturating_add(1);
-            let bring = || self.bring(held, steps).map_err(E::from).map(|()| plan);
+            let bring = || self.bring(held, steps, target.units()).map_err(E::from).map(|()| plan);
             if let Err(stopped) = self.current.grow(&mut *announce, bring) {
                 // What was brought in and cannot be read goes.
                 let _ = self.release(held, reached);
@@ -178,11 +184,16 @@ impl Resident<'_> {
         ends
     }
 
-    /// Brings in the pages of the steps before `steps.end`, and verifies the segments of `steps`.
-    fn bring(&self, held: &mut Held, steps: Range<usize>) -> Result<()> {
+    /// Brings in the pages of the steps before `steps.end`, and verifies the segments of `steps`. What of the
+    /// first `last` steps comes for less when it comes at once with them comes too.
+    fn bring(&self, held: &mut Held, steps: Range<usize>, last: usize) -> Result<()> {
         let until = steps.end.saturating_sub(1);
         self.schedule.files().enumerate().try_for_each(|(file, units)| {
-            self.bring_to(held, file, &units.pages(until, page_bytes()), units.segments(steps.clone()))
+            let mut pages = units.pages(until, page_bytes());
+            if let Some(file) = self.files.get(file).filter(|_| until < last) {
+                pages = file.source().with_whole_blocks(pages, || units.pages(last, page_bytes()));
+            }
+            self.bring_to(held, file, &pages, units.segments(steps.clone()))
         })
     }
 
@@ -202,7 +213,8 @@ impl Resident<'_> {
             source.check_open_file()?;
         }
         let part_bytes = if source.backend() == Backend::Pread { OWN_PART_BYTES } else { PART_BYTES };
-        let parts = wanted.minus(&held.pages).parts((source.file_bytes() / PARTS).max(part_bytes));
+        let part_bytes = (source.file_bytes() / PARTS).max(part_bytes);
+        let parts = source.parts(&wanted.minus(&held.pages), part_bytes);
         let hold = |part: &Range<u64>| {
             source.hold(part.clone()).map_err(|e| source.error(e))?;
             self.count(
@@ -215,7 +227,7 @@ impl Resident<'_> {
             );
             Ok(part.clone())
         };
-        let done: Vec<Result<Range<u64>>> = parts.par_iter().map(hold).collect();
+        let done: Vec<Result<Range<u64>>> = parts.par_iter().with_max_len(1).map(hold).collect();
         // Also after an error: what is in memory is known.
         let mut came = Runs::default();
         done.iter().flatten().for_each(|part| came.push(part.clone()));
@@ -233,18 +245,30 @@ impl Resident<'_> {
     fn verify(&self, file: &Model, verified: &mut [bool], segments: impl Iterator<Item = u32>) -> Result<()> {
         let known = |index: &u32| verified.get(*index as usize).copied().unwrap_or(true);
         let segments: Vec<_> = segments.filter(|index| !known(index)).collect();
-        let found = segments.par_iter().map(|index| {
-            let Some(segment) = file.archive().segment(*index) else { return Ok(()) };
-            segment.verify()?;
-            let bytes = segment.record().stored_bytes.get();
+        let failed = |e| file.source().error(e);
+        let groups = segments.par_iter().filter_map(|index| file.archive().segment(*index));
+        let groups: Vec<_> = groups.map(|segment| segment.chunk_groups()).collect();
+        let groups = groups.into_iter().collect::<cmf_format::Result<Vec<_>>>().map_err(failed)?;
+        // A large segment is more than one thread's.
+        let parts = groups.iter().flat_map(|groups| {
+            let (all, first) = (groups.indices(), groups.bytes(0));
+            let part = (VERIFY_BYTES / (first.end - first.start).max(1)).max(1);
+            let starts = all.clone().step_by(usize::try_from(part).unwrap_or(usize::MAX));
+            starts.map(move |start| (groups, start..all.end.min(start.saturating_add(part))))
+        });
+        let parts: Vec<_> = parts.collect();
+        // One by one, so that no thread has some left when the others are done.
+        let found = parts.par_iter().with_max_len(1).map(|(groups, part)| {
+            groups.check(part.clone())?;
+            let last = groups.bytes(part.end.saturating_sub(1));
             self.count(
                 |status, bytes| status.verified_bytes = status.verified_bytes.saturating_add(bytes),
-                &(0..bytes),
+                &(groups.bytes(part.start).start..last.end),
             );
             Ok(())
         });
-        let failed = found.find_first(|result: &cmf_format::Result<()>| result.is_err());
-        failed.unwrap_or(Ok(())).map_err(|e| file.source().error(e))?;
+        let wrong = found.find_first(|result: &cmf_format::Result<()>| result.is_err());
+        wrong.unwrap_or(Ok(())).map_err(failed)?;
         for index in segments {
             if let Some(place) = verified.get_mut(index as usize) {
                 *place = true;
@@ -266,7 +290,8 @@ impl Resident<'_> {
             let source = file.source();
             let gone = held.pages.minus(&kept);
             held.pages = held.pages.minus(&gone);
-            let released = gone.parts(RELEASE_BYTES).into_iter().try_for_each(|part| source.release(part));
+            let parts = source.parts(&gone, RELEASE_BYTES);
+            let released = parts.into_iter().try_for_each(|part| source.release(part));
             released.map_err(|e| source.error(e))?;
             sweep(source, &held.pages)?;
             self.count(

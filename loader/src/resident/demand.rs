@@ -1,14 +1,13 @@
 //! Tensors that are in memory when they are asked for, and go when others need the room: the experts of a
 //! mixture.
 
+use super::table::{Entries, Entry, Key, Table};
 use super::{Resident, Runs, change, lock};
 use crate::error::{Error, Result};
 use crate::plan::{Budget, Plan, Want};
 use crate::stored::transform_segments;
 use core::ops::Range;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::collections::BTreeSet;
 
 /// Matrices of a tensor: all of them, or one of them, as an expert of many in one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,33 +30,14 @@ impl<'n> From<(&'n str, usize)> for Part<'n> {
     }
 }
 
-/// A matrix: the file that it is in, of the files of the model, and its index there.
-type Key = (usize, u32);
-
 /// What was demanded and is in memory.
-#[derive(Debug, Default)]
-pub(super) struct Demand {
-    table: Mutex<Table>,
-    /// Somebody has let go of something.
-    let_go: Condvar,
-}
+pub(super) type Demand = Table<Pages>;
 
-#[derive(Debug, Default)]
-struct Table {
-    entries: BTreeMap<Key, Entry>,
-    /// Times that something was used.
-    clock: u64,
-}
-
-/// A matrix in memory.
+/// What a matrix takes in memory.
 #[derive(Debug)]
-struct Entry {
+pub(super) struct Pages {
     pages: Runs,
     decoded_bytes: u64,
-    used: u64,
-    /// Those that hold it.
-    holders: usize,
-    pinned: bool,
 }
 
 /// A matrix that is to be in memory.
@@ -78,63 +58,26 @@ pub struct Required<'r> {
 
 impl Drop for Required<'_> {
     fn drop(&mut self) {
-        let mut table = self.demand.lock();
-        for key in &self.keys {
-            if let Some(entry) = table.entries.get_mut(key) {
-                entry.holders = entry.holders.saturating_sub(1);
-            }
-        }
-        drop(table);
-        self.demand.let_go.notify_all();
-    }
-}
-
-impl Table {
-    /// Holds what of `keys` is there, and says that it is used.
-    fn hold(&mut self, keys: &[Key]) -> Vec<Key> {
-        self.clock = self.clock.saturating_add(1);
-        let mut there = Vec::new();
-        for key in keys {
-            if let Some(entry) = self.entries.get_mut(key) {
-                entry.used = self.clock;
-                entry.holders = entry.holders.saturating_add(1);
-                there.push(*key);
-            }
-        }
-        there
-    }
-
-    /// The one that was used longest ago, of those that nobody holds.
-    fn oldest(&self) -> Option<Key> {
-        let free = self.entries.iter().filter(|(_, entry)| entry.holders == 0 && !entry.pinned);
-        free.min_by_key(|(key, entry)| (entry.used, **key)).map(|(key, _)| *key)
-    }
-
-    fn decoded_bytes(&self) -> u64 {
-        self.entries.values().fold(0, |sum, entry| sum.saturating_add(entry.decoded_bytes))
+        self.demand.let_go(&self.keys);
     }
 }
 
 impl Demand {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        lock(&self.table)
-    }
-
     /// Pages of file `file` that are held for what was demanded.
     pub(super) fn pages(&self, file: usize) -> Runs {
-        let table = self.lock();
-        let entries = table.entries.iter().filter(|((of, _), _)| *of == file);
-        Runs::union(entries.map(|(_, entry)| &entry.pages))
+        let entries = self.lock();
+        let of_file = entries.iter().filter(|((of, _), _)| *of == file);
+        Runs::union(of_file.map(|(_, entry)| &entry.value.pages))
     }
 
     /// What compressed segments of it become.
     pub(super) fn decoded_bytes(&self) -> u64 {
-        self.lock().decoded_bytes()
+        self.lock().iter().fold(0, |sum, (_, entry)| sum.saturating_add(entry.value.decoded_bytes))
     }
 
     /// Matrices that are in memory.
     pub(super) fn count(&self) -> usize {
-        self.lock().entries.len()
+        self.lock().iter().count()
     }
 }
 
@@ -154,24 +97,20 @@ impl Resident<'_> {
     /// damaged bytes.
     pub fn require<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Required<'_>> {
         let keys = self.keys(parts)?;
-        {
-            let mut table = self.demand.lock();
-            if keys.iter().all(|key| table.entries.contains_key(key)) {
-                let keys = table.hold(&keys);
-                return Ok(Required { demand: &self.demand, keys });
-            }
+        if let Some(keys) = self.demand.hold_all(&keys) {
+            return Ok(Required { demand: &self.demand, keys });
         }
         let mut held = lock(&self.held);
         // From here on nobody else brings anything in or takes anything away.
-        let there = self.demand.lock().hold(&keys);
+        let there = self.demand.hold(&keys);
         // Lets go of it after an error.
         let mut required = Required { demand: &self.demand, keys: there };
         let missing = keys.iter().filter(|key| !required.keys.contains(key));
         let missing = missing.map(|key| self.missing(*key)).collect::<Result<Vec<_>>>()?;
         let plan = &self.current.snapshot().value;
         let room = self.room_under(held.budget(), plan);
-        let needed = |key: &Key, entry: &Entry| entry.pinned || keys.contains(key);
-        self.check_fits(self.total(plan.units(), &missing, needed), room)?;
+        let needed = |key: &Key, entry: &Entry<Pages>| entry.pinned || keys.contains(key);
+        self.check_fits(self.total(&self.demand.lock(), plan.units(), &missing, needed), room)?;
         self.make_room(&mut held, plan.units(), &missing, room)?;
         for part in missing {
             let Missing { key, segments, pages, decoded_bytes } = part;
@@ -182,10 +121,7 @@ impl Resident<'_> {
                 self.settle(&held);
                 return Err(error);
             }
-            let mut table = self.demand.lock();
-            let used = table.clock;
-            table.entries.insert(key, Entry { pages, decoded_bytes, used, holders: 1, pinned: false });
-            drop(table);
+            self.demand.insert(key, Pages { pages, decoded_bytes });
             required.keys.push(key);
         }
         self.settle(&held);
@@ -199,7 +135,7 @@ impl Resident<'_> {
     /// `Argument` for parts that are not there or not on demand.
     pub fn touch<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<usize> {
         let keys = self.keys(parts)?;
-        let there = self.demand.lock().hold(&keys);
+        let there = self.demand.hold(&keys);
         let touched = Required { demand: &self.demand, keys: there };
         Ok(touched.keys.len())
     }
@@ -210,7 +146,7 @@ impl Resident<'_> {
     /// As [`Resident::require`].
     pub fn pin<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<()> {
         let required = self.require(parts)?;
-        self.set_pinned(&required.keys, true);
+        self.demand.set_pinned(&required.keys, true);
         Ok(())
     }
 
@@ -220,8 +156,7 @@ impl Resident<'_> {
     /// `Argument` for parts that are not there or not on demand.
     pub fn unpin<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<()> {
         let keys = self.keys(parts)?;
-        self.set_pinned(&keys, false);
-        self.demand.let_go.notify_all();
+        self.demand.set_pinned(&keys, false);
         Ok(())
     }
 
@@ -231,17 +166,8 @@ impl Resident<'_> {
     /// `Argument` for a part that is not there or not on demand.
     pub fn holds<'n>(&self, part: impl Into<Part<'n>>) -> Result<bool> {
         let keys = self.keys([part])?;
-        let table = self.demand.lock();
-        Ok(keys.iter().all(|key| table.entries.contains_key(key)))
-    }
-
-    fn set_pinned(&self, keys: &[Key], pinned: bool) {
-        let mut table = self.demand.lock();
-        for key in keys {
-            if let Some(entry) = table.entries.get_mut(key) {
-                entry.pinned = pinned;
-            }
-        }
+        let entries = self.demand.lock();
+        Ok(keys.iter().all(|key| entries.contains(key)))
     }
 
     /// The matrices of `parts`, each once.
@@ -300,23 +226,29 @@ impl Resident<'_> {
 
     /// What the plan of `steps` steps takes in memory with what `counts` of that which is there on demand, and
     /// `missing`.
-    fn total(&self, steps: usize, missing: &[Missing], counts: impl Fn(&Key, &Entry) -> bool) -> u64 {
-        let table = self.demand.lock();
-        let counted = || table.entries.iter().filter(|(key, entry)| counts(key, entry));
+    fn total(
+        &self,
+        entries: &Entries<Pages>,
+        steps: usize,
+        missing: &[Missing],
+        counts: impl Fn(&Key, &Entry<Pages>) -> bool,
+    ) -> u64 {
+        let counted = || entries.iter().filter(|(key, entry)| counts(key, entry));
         let pages = self.schedule.files().enumerate().map(|(index, file)| {
             let planned = file.pages(steps, change::page_bytes());
-            let there = counted().filter(|((file, _), _)| *file == index).map(|(_, entry)| &entry.pages);
+            let there =
+                counted().filter(|((file, _), _)| *file == index).map(|(_, entry)| &entry.value.pages);
             let missing = missing.iter().filter(|part| part.key.0 == index).map(|part| &part.pages);
             Runs::union(missing.chain(there).chain([&planned])).bytes()
         });
-        let decoded = counted().map(|(_, entry)| entry.decoded_bytes);
+        let decoded = counted().map(|(_, entry)| entry.value.decoded_bytes);
         let decoded = decoded.chain(missing.iter().map(|part| part.decoded_bytes));
         pages.chain(decoded).fold(change::beside(&self.schedule, steps), u64::saturating_add)
     }
 
     /// That what is pinned fits `room` beside the plan of `steps` steps.
     pub(super) fn check_pinned(&self, steps: usize, room: u64) -> Result<()> {
-        self.check_fits(self.total(steps, &[], |_, entry| entry.pinned), room)
+        self.check_fits(self.total(&self.demand.lock(), steps, &[], |_, entry| entry.pinned), room)
     }
 
     fn check_fits(&self, needed: u64, room: u64) -> Result<()> {
@@ -339,28 +271,12 @@ impl Resident<'_> {
         missing: &[Missing],
         room: u64,
     ) -> Result<()> {
-        let deadline = Instant::now() + self.options.patience;
-        let mut evicted = false;
-        let result = loop {
-            if self.total(steps, missing, |_, _| true) <= room {
-                break Ok(());
-            }
-            let mut table = self.demand.lock();
-            if let Some(oldest) = table.oldest() {
-                table.entries.remove(&oldest);
-                evicted = true;
-                continue;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || table.entries.is_empty() {
-                let problem = "budget: others hold what would have to go for what is on demand";
-                break Err(Error::busy(self.model.path(), problem.into()));
-            }
-            drop(self.demand.let_go.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner));
-        };
+        let fits = |entries: &Entries<Pages>| self.total(entries, steps, missing, |_, _| true) <= room;
+        let (fits, evicted) = self.demand.make_room(self.options.patience, fits);
         if evicted {
             self.release(held, self.current.snapshot().value.units())?;
         }
-        result
+        let problem = "budget: others hold what would have to go for what is on demand";
+        if fits { Ok(()) } else { Err(Error::busy(self.model.path(), problem.into())) }
     }
 }

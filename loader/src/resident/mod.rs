@@ -70,6 +70,7 @@ pub mod pressure;
 mod runs;
 mod status;
 mod sync;
+mod table;
 
 pub use budgets::Budgets;
 pub use demand::{Part, Required};
@@ -137,7 +138,6 @@ pub struct Resident<'m> {
     held: Mutex<Held>,
     demand: Demand,
     status: Mutex<Status>,
-    budget: Mutex<Budget>,
     /// Held by whoever changes the budgets of main memory and of a device.
     both: Mutex<()>,
     /// The steps that may be held whatever the budget.
@@ -212,7 +212,6 @@ impl Model {
             current: Generations::new(schedule.first(0)),
             schedule,
             status: Mutex::default(),
-            budget: Mutex::new(budget),
             both: Mutex::new(()),
             arrived: AtomicUsize::new(arrived),
             asked: AtomicU64::new(0),
@@ -263,24 +262,23 @@ impl<'m> Resident<'m> {
         budget: Budget,
         mut announce: impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<Change, E> {
-        let target = self.target(budget)?;
-        *lock(&self.budget) = budget;
-        self.change(budget, target, &mut announce)
+        // What makes no sense ends no change that is under way.
+        self.target(budget)?;
+        self.change(Some(budget), &mut announce)
     }
 
     /// Says that the first `steps` steps are in the file now, verified or to be verified, and takes
-    /// what of them fits the budget.
+    /// what of them fits the budget that is in force.
     ///
     /// # Errors
     /// As [`Resident::set_budget_with`].
     pub fn set_arrived<E: From<Error>>(
         &self,
         steps: usize,
-        announce: impl FnMut(&Snapshot) -> core::result::Result<(), E>,
+        mut announce: impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<Change, E> {
         self.arrived.store(steps, Ordering::Relaxed);
-        let budget = *lock(&self.budget);
-        self.set_budget_with(budget, announce)
+        self.change(None, &mut announce)
     }
 
     /// What is held, wanted and under way, at this moment.

@@ -62,6 +62,27 @@ impl Runs {
         runs
     }
 
+    /// What is here and in `other`.
+    pub(crate) fn within(&self, other: &Self) -> Self {
+        self.minus(&self.minus(other))
+    }
+
+    /// The runs from the multiple of `block_bytes` before to the one after, to which `phase` is added to each
+    /// position.
+    pub(crate) fn blocks(&self, block_bytes: u64, phase: u64) -> Self {
+        let block = block_bytes.max(1);
+        let over = |at: u64| (at % block + phase % block) % block;
+        let mut blocks = Self::default();
+        for run in &self.0 {
+            let end = match over(run.end) {
+                0 => run.end,
+                over => run.end.saturating_add(block - over),
+            };
+            blocks.push(run.start.saturating_sub(over(run.start))..end);
+        }
+        blocks
+    }
+
     /// Bytes of all runs.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.iter().map(|run| run.end.saturating_sub(run.start)).fold(0, u64::saturating_add)
@@ -78,13 +99,17 @@ impl Runs {
         self.0.iter()
     }
 
-    /// The runs in parts of at most `part_bytes`.
-    pub(crate) fn parts(&self, part_bytes: u64) -> Vec<Range<u64>> {
+    /// The runs in parts, cut at multiples of `part_bytes`, to which `phase` is added to each position.
+    pub(crate) fn parts(&self, part_bytes: u64, phase: u64) -> Vec<Range<u64>> {
         let part = part_bytes.max(1);
         let cut = |run: &Range<u64>| {
             let end = run.end;
-            let starts = run.clone().step_by(usize::try_from(part).unwrap_or(usize::MAX));
-            starts.map(move |start| start..end.min(start.saturating_add(part))).collect::<Vec<_>>()
+            let next = move |start: u64| {
+                let over = (start % part + phase % part) % part;
+                end.min(start.saturating_add(part - over))
+            };
+            let starts = core::iter::successors(Some(run.start), move |start| Some(next(*start)));
+            starts.take_while(move |start| *start < end).map(move |start| start..next(start))
         };
         self.0.iter().flat_map(cut).collect()
     }
@@ -114,16 +139,22 @@ mod tests {
             a in prop::collection::vec((0u64..60, 0u64..9), 0..8),
             b in prop::collection::vec((0u64..60, 0u64..9), 0..8),
             probe in (0u64..60, 0u64..9),
+            phase in 0u64..9,
         ) {
             let (a, b) = (runs(&a), runs(&b));
             let (sa, sb) = (bytes(&a), bytes(&b));
             prop_assert_eq!(bytes(&a.minus(&b)), &sa - &sb);
             prop_assert_eq!(bytes(&a.plus(&b)), &sa | &sb);
             prop_assert_eq!(a.minus(&b).plus(&b), a.plus(&b), "one form for one set");
+            prop_assert_eq!(bytes(&a.within(&b)), &sa & &sb);
+            let block = |byte: u64| (byte + phase) / 4;
+            let of_blocks = (0..80).filter(|byte| sa.iter().any(|other| block(*byte) == block(*other)));
+            prop_assert_eq!(bytes(&a.blocks(4, phase)), of_blocks.collect::<BTreeSet<_>>());
             prop_assert_eq!(a.bytes(), sa.len() as u64);
             let probe = probe.0..probe.0 + probe.1;
             prop_assert_eq!(a.covers(&probe), probe.clone().all(|byte| sa.contains(&byte)));
-            let parts = a.parts(4);
+            let parts = a.parts(4, phase);
+            prop_assert!(parts.iter().all(|part| (part.end + phase) % 4 == 0 || a.iter().any(|run| run.end == part.end)));
             prop_assert!(parts.iter().all(|part| part.end - part.start <= 4 && !part.is_empty()));
             prop_assert!(parts.into_iter().flatten().eq(sa));
         }

@@ -1,6 +1,6 @@
-//! What [`generations`](super::generations) is built of; a test of all schedules puts loom's in its
-//! place.
+//! What [`generations`](super::generations) and [`table`](super::table) are built of; a test of all schedules
+//! puts loom's in its place.
 
 pub(crate) use core::hint::spin_loop;
 pub(crate) use core::sync::atomic::{AtomicUsize, Ordering};
-pub(crate) use std::sync::{Arc, Condvar, Mutex, RwLock};
+pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
