@@ -73,9 +73,11 @@ fn workspace_test(root: &Path) -> Cmd {
 pub(crate) fn rust_test(root: &Path) -> Result<()> {
     let required = if gpu::provide(root)? { "1" } else { "0" };
     workspace_test(root).env("CMF_REQUIRE_GPU", required).run()?;
-    // What the default features leave out: models on a GPU.
+    // What the default features leave out: models on a GPU, and buckets.
     let device = ["--features", "cmf-cli/gpu", "--test", "device"];
     workspace_test(root).args(device).env("CMF_REQUIRE_GPU", required).run()?;
+    let stores = ["--features", "cmf-cli/object-store", "--test", "stores", "--test", "fetch"];
+    Cmd::cargo(root).args(["test", "--locked", "-p", "cmf-cli", "-p", "cmf-sources"]).args(stores).run()?;
     Cmd::cargo(root).args(["test", "--locked", "--release", "-p", "cmf-converters", "--lib"]).run()
 }
 

@@ -15,6 +15,7 @@ mod msrv;
 mod packages;
 mod python;
 mod sample;
+mod stores;
 mod tools;
 mod vectors;
 
@@ -34,6 +35,7 @@ usage: cargo xtask COMMAND
   fuzz-smoke [--seconds N]    build the fuzz targets and run each from its seeds (default: 10 s)
   asan                        run the tests of cmf-format and cmf-kernels-cpu under AddressSanitizer
   arm                         lint and test cmf-kernels-cpu for 64-bit Arm, by emulation
+  stores                      fetch from servers of the protocols of object stores (Python, npm)
   msrv                        compile with the toolchain that `rust-version` names
   docs                        check links and versions in the Markdown files
   can-fail [CASE right|wrong] prove on scratch crates that the checks of `ci` can fail
@@ -69,6 +71,7 @@ fn run(args: Vec<String>) -> Result<()> {
         }
         ("arm", []) => arm::test(&root)?,
         ("asan", []) => asan::test_all(&root)?,
+        ("stores", []) => stores::check(&root)?,
         ("msrv", []) => msrv::check(&root)?,
         ("docs", []) => docs::check(&root)?,
         ("can-fail", []) => can_fail::run(&root)?,

@@ -16,7 +16,7 @@ const REQUIREMENTS: &str = "spec/reference/requirements.txt";
 /// Runs the reference reader over all vectors and over a small model in all recipes, and compares
 /// `cmf diff` with numpy on the same model.
 pub(crate) fn test(root: &Path) -> Result<()> {
-    let packages = packages(root)?;
+    let packages = packages(root, REQUIREMENTS, "target/python")?;
     let python = interpreter(root)?;
     let script = |path: &str| Cmd::new(python, root).env("PYTHONPATH", &packages).arg(path);
     script("spec/reference/cmf_ref.py").arg("spec/vectors").run()?;
@@ -83,12 +83,12 @@ pub(crate) fn interpreter(root: &Path) -> Result<&'static str> {
         .context("Python 3 is needed and neither `python3` nor `python` is one")
 }
 
-/// A folder in `target/` with the reference reader's requirements. `pip install --target` needs
+/// A folder below `folder` with the packages that the file `list` names. `pip install --target` needs
 /// neither the venv module, which some distributions split off, nor the right to change the
 /// system's packages.
-fn packages(root: &Path) -> Result<PathBuf> {
+pub(crate) fn packages(root: &Path, list: &str, folder: &str) -> Result<PathBuf> {
     let python = interpreter(root)?;
-    let requirements = root.join(REQUIREMENTS);
+    let requirements = root.join(list);
     let wanted =
         std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
     let version = Cmd::new(python, root)
@@ -97,7 +97,7 @@ fn packages(root: &Path) -> Result<PathBuf> {
             "import sysconfig; print(sysconfig.get_config_var('SOABI') or sysconfig.get_python_version())",
         ])
         .output()?;
-    let dir = root.join("target/python").join(version.trim());
+    let dir = root.join(folder).join(version.trim());
     // Written last, so that an interrupted installation is repeated.
     let stamp = dir.join("installed.txt");
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
@@ -108,13 +108,13 @@ fn packages(root: &Path) -> Result<PathBuf> {
     }
     let installed = Cmd::new(python, root)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(["--only-binary=:all:", "--requirement", REQUIREMENTS, "--target"])
+        .args(["--only-binary=:all:", "--requirement", list, "--target"])
         .arg(&dir)
         // The folder is this workspace's own, so it does not matter who installs into it.
         .env("PIP_ROOT_USER_ACTION", "ignore")
         .run();
     if let Err(error) = installed {
-        bail!("the Python checks need the packages in {REQUIREMENTS}: {error:#}");
+        bail!("the Python checks need the packages in {list}: {error:#}");
     }
     std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())?;
     Ok(dir)

@@ -7,6 +7,8 @@ use serde::Deserialize;
 const MAX_EXTENT: usize = 1 << 20;
 /// Most layers that a configuration may state.
 const MAX_LAYERS: usize = 4096;
+/// Most experts of a layer that it may state.
+const MAX_EXPERTS: usize = 4096;
 /// Most positions that it may state.
 const MAX_POSITIONS: usize = 1 << 30;
 /// Most keys of one position in all layers: 8 MiB of keys and values.
@@ -43,12 +45,31 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Whether queries and keys are normalised head by head (Qwen3).
     pub qk_norm: bool,
+    /// The mixture of experts that each layer has in the place of an MLP (Mixtral, Qwen3-MoE).
+    pub mixture: Option<Mixture>,
     /// Whether stored query and key rows are interleaved, as llama.cpp stores them.
     pub(crate) interleaved: bool,
     /// Positions that the model was made for.
     pub max_positions: usize,
     /// Tokens that end a text.
     pub eos: Vec<u32>,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mixture {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts that are chosen for each token.
+    pub per_token: usize,
+    /// Elements between the matrices of an expert.
+    pub wide: usize,
+    /// Whether what the chosen ones count is made to add up to 1.
+    pub normalised: bool,
+    /// What a layer calls it.
+    pub(crate) block: &'static str,
+    /// What an expert calls its gate, up and down matrix.
+    pub(crate) matrices: [&'static str; 3],
 }
 
 /// Rotary position embedding.
@@ -102,6 +123,13 @@ struct Raw {
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
     eos_token_id: Option<Eos>,
+    num_local_experts: Option<usize>,
+    num_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    moe_intermediate_size: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
     quantization_config: Option<serde_json::Value>,
 }
 
@@ -132,17 +160,17 @@ impl Config {
     pub fn parse(json: &[u8]) -> Result<Self> {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| Error::model(format!("config.json: {e}")))?;
         let (qkv_bias, output_bias, qk_norm) = match raw.model_type.as_str() {
-            "llama" | "mistral" => {
+            "llama" | "mistral" | "mixtral" => {
                 let bias = raw.attention_bias.unwrap_or(false);
                 (bias, bias, false)
             }
             "qwen2" => (true, false, false),
-            "qwen3" => {
+            "qwen3" | "qwen3_moe" => {
                 let bias = raw.attention_bias.unwrap_or(false);
                 (bias, bias, true)
             }
             other => {
-                let known = "llama, mistral, qwen2 or qwen3";
+                let known = "llama, mistral, mixtral, qwen2, qwen3 or qwen3_moe";
                 let found = other.escape_debug();
                 return Err(Error::unsupported(format!(
                     "config.json: model_type: expected {known}, found {found}"
@@ -159,7 +187,8 @@ impl Config {
             let found = act.escape_debug();
             return Err(Error::unsupported(format!("config.json: hidden_act: expected silu, found {found}")));
         }
-        let windowed = raw.use_sliding_window.unwrap_or(raw.model_type == "mistral");
+        let windowed =
+            raw.use_sliding_window.unwrap_or(matches!(raw.model_type.as_str(), "mistral" | "mixtral"));
         if windowed && raw.sliding_window.is_some() {
             return Err(Error::unsupported(
                 "config.json: sliding_window: attention within a window is not built",
@@ -224,6 +253,7 @@ impl Config {
             output_bias,
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             qk_norm,
+            mixture: mixture(&raw)?,
             interleaved: false,
             max_positions,
             eos: match raw.eos_token_id {
@@ -254,6 +284,38 @@ impl Config {
 
 /// Name of the embedding.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+
+fn mixture(raw: &Raw) -> Result<Option<Mixture>> {
+    let (experts, wide, normalised, block, matrices) = match raw.model_type.as_str() {
+        "mixtral" => {
+            let experts = ("num_local_experts", raw.num_local_experts);
+            (experts, raw.intermediate_size, true, "block_sparse_moe", ["w1", "w3", "w2"])
+        }
+        "qwen3_moe" => {
+            if raw.decoder_sparse_step.unwrap_or(1) != 1 || raw.mlp_only_layers.iter().flatten().count() > 0 {
+                return Err(Error::unsupported("config.json: layers with and without experts are not built"));
+            }
+            let wide = raw.moe_intermediate_size.unwrap_or(raw.intermediate_size);
+            let experts = ("num_experts", raw.num_experts.or(raw.num_local_experts));
+            let normalised = raw.norm_topk_prob.unwrap_or(false);
+            (experts, wide, normalised, "mlp", ["gate_proj", "up_proj", "down_proj"])
+        }
+        _ => return Ok(None),
+    };
+    let within = |name: &str, value: Option<usize>, most: usize| match value {
+        Some(value) if (1..=most).contains(&value) => Ok(value),
+        found => Err(Error::model(format!("config.json: {name}: expected 1 to {most}, found {found:?}"))),
+    };
+    let experts = within(experts.0, experts.1, MAX_EXPERTS)?;
+    Ok(Some(Mixture {
+        experts,
+        per_token: within("num_experts_per_tok", raw.num_experts_per_tok, experts)?,
+        wide: within("moe_intermediate_size", Some(wide), MAX_EXTENT)?,
+        normalised,
+        block,
+        matrices,
+    }))
+}
 
 fn rope(raw: &Raw) -> Result<Rope> {
     let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref());

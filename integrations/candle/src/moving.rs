@@ -1,8 +1,9 @@
 //! Packed weights whose budget moves between passes through a model.
 
 use crate::error::Result;
-use crate::packed::PackedModel;
-use crate::weights::Weights;
+use crate::packed::{OnDemand, PackedModel, on_demand};
+use crate::weights::{ExpertName, Experts, Linear, MatrixName, Rows, Weights};
+use candle_core::Tensor;
 use cmf_loader::resident::{Change, Resident, Status};
 use cmf_loader::{Budget, Model, Plan, Snapshot, Want};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -124,6 +125,38 @@ impl Drop for Pass<'_> {
         if let Some(turns) = self.turns {
             turns.end_pass();
         }
+    }
+}
+
+/// The weights, and experts that are on demand in the [`Resident`] ([`Want::Demand`](cmf_loader::Want)): each
+/// comes into memory, on the CPU, when a router has chosen it.
+impl Weights for Moving<'_> {
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        self.weights.vector(name, elements)
+    }
+
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+        self.weights.linear(matrices, inputs)
+    }
+
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        self.weights.rows(name, rows, cols)
+    }
+
+    fn experts<'w>(
+        &'w self,
+        experts: &[ExpertName],
+        hidden: usize,
+        wide: usize,
+    ) -> Result<Box<dyn Experts + 'w>> {
+        match on_demand(&self.resident, experts)? {
+            true => Ok(Box::new(OnDemand::new(&self.resident, experts, hidden, wide)?)),
+            false => self.weights.experts(experts, hidden, wide),
+        }
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        self.weights.stored_name(name)
     }
 }
 

@@ -32,6 +32,39 @@ pub struct MatrixName {
     pub outputs: usize,
 }
 
+/// The names of the matrices of an expert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertName {
+    /// Multiplies the input, to be put through SiLU.
+    pub gate: String,
+    /// Multiplies the input.
+    pub up: String,
+    /// Multiplies the product of both.
+    pub down: String,
+}
+
+/// The experts of a layer.
+pub trait Experts: Send + Sync {
+    /// The output of expert `expert`, `[tokens, hidden]`, for inputs `x`, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], and what bringing it into memory gives.
+    fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor>;
+}
+
+/// Experts all of which are in memory.
+struct Loaded<'w>(Vec<(Box<dyn Linear + 'w>, Box<dyn Linear + 'w>)>);
+
+impl Experts for Loaded<'_> {
+    fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let (gate_up, down) = self.0.get(expert).ok_or_else(|| Error::argument("no such expert"))?;
+        let products = gate_up.forward(&x.contiguous()?)?;
+        let [gate, up] = products.as_slice() else { return Err(Error::model("expected two products")) };
+        let product = down.forward(&(candle_nn::ops::silu(gate)? * up)?)?;
+        product.into_iter().next().ok_or_else(|| Error::model("expected a product"))
+    }
+}
+
 /// Weights by name.
 pub trait Weights: Sync {
     /// The vector `name`, `[elements]`, f32.
@@ -51,6 +84,24 @@ pub trait Weights: Sync {
     /// # Errors
     /// As [`Weights::vector`].
     fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>>;
+
+    /// The experts of a layer, of `hidden` inputs and outputs, `wide` between.
+    ///
+    /// # Errors
+    /// As [`Weights::vector`].
+    fn experts<'w>(
+        &'w self,
+        experts: &[ExpertName],
+        hidden: usize,
+        wide: usize,
+    ) -> Result<Box<dyn Experts + 'w>> {
+        let load = |expert: &ExpertName| {
+            let named = |name: &String, outputs| MatrixName { name: name.clone(), outputs };
+            let gate_up = self.linear(&[named(&expert.gate, wide), named(&expert.up, wide)], hidden)?;
+            Ok((gate_up, self.linear(&[named(&expert.down, hidden)], wide)?))
+        };
+        Ok(Box::new(Loaded(experts.iter().map(load).collect::<Result<_>>()?)))
+    }
 
     /// The name that tensor `name` is stored under.
     fn stored_name(&self, name: &str) -> String {
@@ -114,6 +165,15 @@ impl<W: Weights + ?Sized> Weights for &W {
 
     fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
         (**self).rows(name, rows, cols)
+    }
+
+    fn experts<'w>(
+        &'w self,
+        experts: &[ExpertName],
+        hidden: usize,
+        wide: usize,
+    ) -> Result<Box<dyn Experts + 'w>> {
+        (**self).experts(experts, hidden, wide)
     }
 
     fn stored_name(&self, name: &str) -> String {

@@ -53,6 +53,12 @@ fn queries_and_keys_of_qwen3_are_normalised() -> TestResult {
 }
 
 #[test]
+fn mixtures_add_up_what_the_router_chooses() -> TestResult {
+    dense_agrees(Kind::Mixtral, true)?;
+    dense_agrees(Kind::Qwen3Moe, false)
+}
+
+#[test]
 fn packed_matrices_give_what_dense_ones_give() -> TestResult {
     let tiny = Tiny::new(Kind::Llama, true);
     let (_directory, path) = written(&tiny.progressive())?;

@@ -160,6 +160,11 @@ impl Resident<'_> {
         Ok(())
     }
 
+    /// The highest level that comes on demand.
+    pub fn demand_level(&self) -> u16 {
+        self.options.demand_level
+    }
+
     /// Whether all of `part` is in memory for being required; it may go at any time.
     ///
     /// # Errors

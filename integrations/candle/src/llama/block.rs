@@ -1,6 +1,7 @@
 //! One decoder layer.
 
 use super::attention::{Attention, LayerCache};
+use super::mixture::Mixture;
 use super::{Norm, RopeTable};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -80,6 +81,12 @@ impl<'w> Projection<'w> {
     }
 }
 
+/// What follows the attention.
+enum Mlp<'w> {
+    Dense { gate_up: Projection<'w>, down: Projection<'w> },
+    Mixture(Mixture<'w>),
+}
+
 /// A decoder layer.
 pub struct Block<'w> {
     attention_norm: Norm,
@@ -87,8 +94,7 @@ pub struct Block<'w> {
     attention: Attention,
     output: Projection<'w>,
     mlp_norm: Norm,
-    gate_up: Projection<'w>,
-    down: Projection<'w>,
+    mlp: Mlp<'w>,
 }
 
 impl<'w> Block<'w> {
@@ -112,13 +118,18 @@ impl<'w> Block<'w> {
             attention: Attention::load(weights, config, &format!("{prefix}.self_attn"))?,
             output: project(Site::AttentionOutput, &[hidden], q, config.output_bias)?,
             mlp_norm: norm("post_attention_layernorm")?,
-            gate_up: project(Site::Mlp, &[wide, wide], hidden, config.mlp_bias)?,
-            down: project(Site::Down, &[hidden], wide, config.mlp_bias)?,
+            mlp: match &config.mixture {
+                Some(shape) => Mlp::Mixture(Mixture::load(weights, config, shape, &prefix)?),
+                None => Mlp::Dense {
+                    gate_up: project(Site::Mlp, &[wide, wide], hidden, config.mlp_bias)?,
+                    down: project(Site::Down, &[hidden], wide, config.mlp_bias)?,
+                },
+            },
         })
     }
 
     /// The layer's output for hidden states `x`, `[tokens, hidden]`, which follow what `cache`
-    /// holds. `observe` is shown the inputs of all matrices.
+    /// holds. `observe` is shown the inputs of all matrices but those of a mixture.
     ///
     /// # Errors
     /// `Compute`, and as [`Linear::forward`].
@@ -137,11 +148,17 @@ impl<'w> Block<'w> {
         let [output] = self.output.forward(&attended)?;
         let x = (x + output)?;
         let input = self.mlp_norm.forward(&x)?;
-        observe(Site::Mlp, &input)?;
-        let [gate, up] = self.gate_up.forward(&input)?;
-        let wide = (candle_nn::ops::silu(&gate)? * up)?;
-        observe(Site::Down, &wide)?;
-        let [down] = self.down.forward(&wide)?;
-        Ok((x + down)?)
+        let output = match &self.mlp {
+            Mlp::Dense { gate_up, down } => {
+                observe(Site::Mlp, &input)?;
+                let [gate, up] = gate_up.forward(&input)?;
+                let wide = (candle_nn::ops::silu(&gate)? * up)?;
+                observe(Site::Down, &wide)?;
+                let [output] = down.forward(&wide)?;
+                output
+            }
+            Mlp::Mixture(mixture) => mixture.forward(&input)?,
+        };
+        Ok((x + output)?)
     }
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod block;
+mod mixture;
 mod rope;
 
 pub use attention::LayerCache;

@@ -1,7 +1,10 @@
 //! Packed weights: the CPU kernels multiply with the bytes of the file, as far as a plan holds them. The
 //! plan can be changed between tokens.
 
+mod demand;
 mod multiply;
+
+pub(crate) use demand::{OnDemand, on_demand};
 
 use crate::cut::check_expansion;
 use crate::error::{Error, Result};

@@ -18,6 +18,8 @@ pub const HEADS: usize = 4;
 pub const KV_HEADS: usize = 2;
 pub const HEAD_DIM: usize = 8;
 pub const LAYERS: usize = 2;
+pub const EXPERTS: usize = 6;
+pub const PER_TOKEN: usize = 2;
 const EPS: f64 = 1e-5;
 const THETA: f64 = 10_000.0;
 
@@ -27,6 +29,23 @@ pub enum Kind {
     Llama,
     Qwen2,
     Qwen3,
+    Mixtral,
+    Qwen3Moe,
+}
+
+impl Kind {
+    /// What a layer calls its mixture, and an expert its gate, up and down matrix.
+    pub fn mixture(self) -> Option<(&'static str, [&'static str; 3])> {
+        match self {
+            Kind::Mixtral => Some(("block_sparse_moe", ["w1", "w3", "w2"])),
+            Kind::Qwen3Moe => Some(("mlp", ["gate_proj", "up_proj", "down_proj"])),
+            _ => None,
+        }
+    }
+
+    fn qk_norm(self) -> bool {
+        matches!(self, Kind::Qwen3 | Kind::Qwen3Moe)
+    }
 }
 
 /// The weights of a tiny model, by name.
@@ -67,14 +86,23 @@ impl Tiny {
                     add(name(&format!("self_attn.{part}.bias")), &[outputs], 0.2, 0.0);
                 }
             }
-            if kind == Kind::Qwen3 {
+            if kind.qk_norm() {
                 add(name("self_attn.q_norm.weight"), &[HEAD_DIM], 0.3, 1.0);
                 add(name("self_attn.k_norm.weight"), &[HEAD_DIM], 0.3, 1.0);
             }
             add(name("self_attn.o_proj.weight"), &[HIDDEN, q], 0.3, 0.0);
-            add(name("mlp.gate_proj.weight"), &[WIDE, HIDDEN], 0.4, 0.0);
-            add(name("mlp.up_proj.weight"), &[WIDE, HIDDEN], 0.4, 0.0);
-            add(name("mlp.down_proj.weight"), &[HIDDEN, WIDE], 0.3, 0.0);
+            let mut mlp = |prefix: &str, [gate, up, down]: [&str; 3]| {
+                add(name(&format!("{prefix}.{gate}.weight")), &[WIDE, HIDDEN], 0.4, 0.0);
+                add(name(&format!("{prefix}.{up}.weight")), &[WIDE, HIDDEN], 0.4, 0.0);
+                add(name(&format!("{prefix}.{down}.weight")), &[HIDDEN, WIDE], 0.3, 0.0);
+            };
+            match kind.mixture() {
+                None => mlp("mlp", ["gate_proj", "up_proj", "down_proj"]),
+                Some((block, matrices)) => {
+                    (0..EXPERTS).for_each(|e| mlp(&format!("{block}.experts.{e}"), matrices));
+                    add(name(&format!("{block}.gate.weight")), &[EXPERTS, HIDDEN], 0.5, 0.0);
+                }
+            }
         }
         Self { kind, tied, tensors }
     }
@@ -84,14 +112,28 @@ impl Tiny {
             Kind::Llama => "llama",
             Kind::Qwen2 => "qwen2",
             Kind::Qwen3 => "qwen3",
+            Kind::Mixtral => "mixtral",
+            Kind::Qwen3Moe => "qwen3_moe",
         };
-        serde_json::json!({
+        let mut config = serde_json::json!({
             "model_type": model_type, "hidden_size": HIDDEN, "intermediate_size": WIDE,
             "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
             "head_dim": HEAD_DIM, "vocab_size": VOCAB, "rms_norm_eps": EPS, "rope_theta": THETA,
             "hidden_act": "silu", "tie_word_embeddings": self.tied, "max_position_embeddings": 64,
             "eos_token_id": 1
-        })
+        });
+        if let Some((block, _)) = self.kind.mixture() {
+            config["num_experts_per_tok"] = PER_TOKEN.into();
+            match block {
+                "mlp" => {
+                    config["num_experts"] = EXPERTS.into();
+                    config["moe_intermediate_size"] = WIDE.into();
+                    config["intermediate_size"] = (3 * WIDE).into();
+                }
+                _ => config["num_local_experts"] = EXPERTS.into(),
+            }
+        }
+        config
     }
 
     pub fn builder(&self, encode: impl Fn(&str, &[usize], &[f32]) -> MatrixEntry) -> ArchiveBuilder {
@@ -143,6 +185,29 @@ impl Tiny {
         x.iter().zip(factors).map(|(x, g)| x / (mean + EPS).sqrt() * f64::from(*g)).collect()
     }
 
+    /// What of the experts of a layer come highest in the softmax of the router's scores, by that.
+    fn mixture(&self, layer: usize, input: &[f64]) -> Vec<f64> {
+        let (block, [gate, up, down]) = self.kind.mixture().expect("a mixture");
+        let prefix = format!("model.layers.{layer}.{block}");
+        let scores = self.times(&format!("{prefix}.gate"), input);
+        let whole: f64 = scores.iter().map(|score| score.exp()).sum();
+        let mut order: Vec<usize> = (0..EXPERTS).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        order.truncate(PER_TOKEN);
+        let chosen: f64 = order.iter().map(|expert| scores[*expert].exp() / whole).sum();
+        // Mixtral's add up to 1; Qwen3's only where its configuration says so.
+        let divisor = if self.kind == Kind::Mixtral { chosen } else { 1.0 };
+        let mut sum = vec![0.0; HIDDEN];
+        for expert in order {
+            let name = |matrix: &str| format!("{prefix}.experts.{expert}.{matrix}");
+            let (g, u) = (self.times(&name(gate), input), self.times(&name(up), input));
+            let wide: Vec<_> = g.iter().zip(u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let factor = scores[expert].exp() / whole / divisor;
+            sum.iter_mut().zip(self.times(&name(down), &wide)).for_each(|(sum, y)| *sum += factor * y);
+        }
+        sum
+    }
+
     /// Logits after each of `ids`, in f64; `seen` is shown what each matrix reads.
     pub fn forward(&self, ids: &[u32], seen: &mut dyn FnMut(&str, &[f64])) -> Vec<Vec<f64>> {
         let embedding = self.get("model.embed_tokens.weight");
@@ -162,7 +227,7 @@ impl Tiny {
                     let y = self.times(&name(&format!("self_attn.{part}")), &input);
                     y.chunks(HEAD_DIM)
                         .map(|head| match self.kind {
-                            Kind::Qwen3 if part != "v_proj" => {
+                            kind if kind.qk_norm() && part != "v_proj" => {
                                 self.norm(&name(&format!("self_attn.{norm}.weight")), head)
                             }
                             _ => head.to_vec(),
@@ -193,6 +258,11 @@ impl Tiny {
                 let y = self.times(&name("self_attn.o_proj"), &attended);
                 x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
                 let input = self.norm(&name("post_attention_layernorm.weight"), x);
+                if self.kind.mixture().is_some() {
+                    let y = self.mixture(layer, &input);
+                    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+                    continue;
+                }
                 seen(&name("mlp.gate_proj.weight"), &input);
                 seen(&name("mlp.up_proj.weight"), &input);
                 let gate = self.times(&name("mlp.gate_proj"), &input);
