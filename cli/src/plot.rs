@@ -32,6 +32,15 @@ pub(crate) struct Chart {
     pub(crate) marks: Vec<Mark>,
     /// Texts beside points.
     pub(crate) notes: Vec<Note>,
+    /// Where there is room for the names of series.
+    pub(crate) legend: Legend,
+}
+
+/// Where names of series stand, at the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Legend {
+    Middle,
+    Right,
 }
 
 /// Values with one name and colour.
@@ -67,6 +76,8 @@ pub(crate) struct Mark {
     pub(crate) x: f64,
     pub(crate) y: Option<f64>,
     pub(crate) label: String,
+    /// Whether something is drawn straight above it, so that the text must stand on its left.
+    pub(crate) covered: bool,
 }
 
 /// A text beside a point.
@@ -190,7 +201,7 @@ where
         // there is no room above its end.
         let (anchor, offset) = match height(top) > 0.5 {
             true => (HPos::Right, (-9, 10)),
-            false => (HPos::Left, (0, -12)),
+            false => (HPos::Left, (if mark.covered { -9 } else { 0 }, -12)),
         };
         let style = style.clone().transform(FontTransform::Rotate270).pos(Pos::new(anchor, VPos::Center));
         let text = EmptyElement::at((mark.x, top)) + Text::new(mark.label.clone(), offset, style);
@@ -211,7 +222,10 @@ where
     if has_names {
         drawn
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(match chart.legend {
+                Legend::Middle => SeriesLabelPosition::UpperMiddle,
+                Legend::Right => SeriesLabelPosition::UpperRight,
+            })
             .background_style(WHITE.mix(0.85))
             .border_style(GRID)
             .label_font((FONT, 14).into_font().color(&INK))
@@ -331,10 +345,11 @@ mod tests {
             y_label: "loss".into(),
             series: vec![Series { name: "model".into(), kind: Kind::Line, points }],
             marks: vec![
-                Mark { x: 3.0, y: Some(2.0), label: "3 MB".into() },
-                Mark { x: 1.0, y: None, label: "<1 MB".into() },
+                Mark { x: 3.0, y: Some(2.0), label: "3 MB".into(), covered: false },
+                Mark { x: 1.0, y: None, label: "<1 MB".into(), covered: true },
             ],
             notes: vec![Note { x: 2.0, y: 1.0, text: "Q&4".into() }],
+            legend: Legend::Right,
         }
     }
 

@@ -5,14 +5,16 @@ usage: stores.py CMF MODEL NODE_MODULES
 CMF is a `cmf` built with the feature `object-store`, MODEL a file that it can talk with, NODE_MODULES a
 folder with the packages `azurite` and `s3rver`. Each server listens on the loopback and is stopped at the end:
 
-- moto and s3rver for S3, both of which verify signatures;
+- moto, which verifies signatures, and s3rver for S3;
 - Azurite for Azure, which verifies shared keys;
-- gcp-storage-emulator for Google Cloud Storage, which asks for no credentials.
+- gcp-storage-emulator for Google Cloud Storage, which asks for no credentials; its answers lack the headers
+  `ETag` and `Last-Modified`, which those of the store have, so a proxy adds them.
 
 Of each the whole model is fetched, then what a small budget needs, then the rest of that; wrong credentials and
 a missing object must be refused at once; and `cmf run` must say the same from the bucket as from the file.
 """
 
+import http.server
 import json
 import os
 import pathlib
@@ -20,7 +22,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -73,6 +77,33 @@ class Server:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+
+class Dated(http.server.BaseHTTPRequestHandler):
+    """Passes GET on to the port `behind` of the server, and dates the answers."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        asked = {name: self.headers[name] for name in ["Range"] if name in self.headers}
+        url = f"http://127.0.0.1:{self.server.behind}{self.path}"
+        try:
+            answer = urllib.request.urlopen(urllib.request.Request(url, headers=asked))
+        except urllib.error.HTTPError as error:
+            answer = error
+        body = answer.read()
+        self.send_response(answer.status)
+        for name in ["Content-Type", "Content-Range"]:
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"first"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
 def s3_client(server, access, secret):
@@ -134,8 +165,11 @@ def gcs(server, model):
     where = f"{server.url}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
     kind = {"Content-Type": "application/octet-stream"}
     urllib.request.urlopen(urllib.request.Request(where, model, kind, method="POST")).read()
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dated)
+    proxy.behind = server.port
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
     return {
-        "GOOGLE_BASE_URL": server.url,
+        "GOOGLE_BASE_URL": f"http://127.0.0.1:{proxy.server_port}",
         "GOOGLE_BEARER_TOKEN": "any",
         "GOOGLE_ALLOW_HTTP": "true",
     }
@@ -152,7 +186,7 @@ def stores(modules):
         {"AWS_SECRET_ACCESS_KEY": "wrong"},
     )
     options = ["-a", "127.0.0.1", "-p", "{port}", "-d", "{folder}", "--configure-bucket", "bucket", "--silent"]
-    yield "s3rver", "s3", [str(node / "s3rver"), *options], {}, s3rver, {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    yield "s3rver", "s3", [str(node / "s3rver"), *options], {}, s3rver, None
     options = ["--blobHost", "127.0.0.1", "--blobPort", "{port}", "--location", "{folder}", "--silent"]
     options += ["--disableTelemetry"]
     yield "azurite", "az", [str(node / "azurite-blob"), *options], {}, azurite, {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
@@ -185,9 +219,12 @@ def check(cmf, name, scheme, variables, wrong, model, folder):
     good("fetch", url, "-o", "part.cmf", "--quiet")
     assert (folder / "part.cmf").read_bytes() == whole, f"{name}: other bytes after a budget"
 
-    words = ("--raw", "--json", "-n", "4", "-p", "w1 w2")
+    # More than the least would come while it talks.
+    words = ("--raw", "--json", "-n", "4", "-p", "w1 w2", "--budget", "min")
+
     def text(where):
         return json.loads(good("run", where, "--cache", "cache", *words).splitlines()[-1])["text"]
+
     assert text(url) == text(str(model)), f"{name}: other words"
 
     started = time.monotonic()

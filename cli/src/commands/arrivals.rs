@@ -1,6 +1,6 @@
 //! How good a model that comes from a server is at which time, as a picture.
 
-use crate::plot::{self, Chart, Kind, Mark, Series};
+use crate::plot::{self, Chart, Kind, Legend, Mark, Series};
 use crate::size;
 use anyhow::Context;
 use cmf_loader::Schedule;
@@ -83,16 +83,25 @@ impl Seen {
         let (seconds, received) = self.last;
         let pace = received as f64 / seconds.max(1e-9);
         let whole = file_bytes as f64 / pace.max(1e-9);
-        points.extend(points.last().map(|(at, last)| (whole.max(*at), *last)));
-        let mark = |x: f64, steps: usize, what: String| Mark { x, y: Some(value(steps)), label: what };
+        let all = there.last().is_some_and(|(_, steps)| *steps == most);
+        // As far as anybody looked.
+        let end = if all { whole } else { seconds };
+        points.extend(points.last().map(|(at, last)| (end.max(*at), *last)));
+        let mark = |x: f64, steps: usize, label: String| Mark {
+            x,
+            y: Some(value(steps)),
+            label,
+            covered: x > first.0,
+        };
         let begins = match self.first_token {
             Some(token) => format!("required units: {:.1} s, first token: {token:.1} s", first.0),
             None => format!("required units: {:.1} s", first.0),
         };
         let mut marks = vec![mark(first.0, first.1, begins)];
         // The axis begins when the command does.
-        marks.push(Mark { x: 0.0, y: None, label: String::new() });
-        marks.push(mark(whole, most, format!("the whole file: {whole:.1} s")));
+        marks.push(Mark { x: 0.0, y: None, label: String::new(), covered: false });
+        let at_this_pace = if all { "" } else { " at this pace" };
+        marks.push(mark(whole, most, format!("the whole file{at_this_pace}: {whole:.1} s")));
         Ok(Chart {
             title: format!("{name}: {} at {} a second", size::show(file_bytes), size::show(pace as u64)),
             x_label: "seconds".into(),
@@ -107,6 +116,7 @@ impl Seen {
             ],
             marks,
             notes: Vec::new(),
+            legend: Legend::Middle,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! `cmf plan`
 
-use crate::plot::{self, Chart, Kind, Mark, Series};
+use crate::plot::{self, Chart, Kind, Legend, Mark, Series};
 use crate::{Answer, print, size, text};
 use anyhow::Context;
 use cmf_loader::{Budget, Model, Plan, Schedule, plan};
@@ -174,6 +174,7 @@ fn chart(name: &str, schedule: &Schedule, plans: &[(String, Plan)]) -> Chart {
     let mark = |(asked, plan): &(String, Plan)| Mark {
         x: megabytes(plan.resident_bytes()),
         y: value(plan.units()),
+        covered: false,
         label: match plan.expected_loss() {
             Some(loss) if stated => format!("{asked}: {}, loss {}", held(plan), text::number(loss)),
             _ => format!("{asked}: {}, {:.2} bits", held(plan), plan.bits_per_weight()),
@@ -190,6 +191,7 @@ fn chart(name: &str, schedule: &Schedule, plans: &[(String, Plan)]) -> Chart {
         series: vec![Series { name: String::new(), kind: Kind::Line, points: points.collect() }],
         marks: plans.iter().map(mark).collect(),
         notes: Vec::new(),
+        legend: Legend::Right,
     }
 }
 

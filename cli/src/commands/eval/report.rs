@@ -1,6 +1,6 @@
 //! What `cmf eval` says: a table, JSON, a picture.
 
-use crate::plot::{Chart, Kind, Note, Series};
+use crate::plot::{Chart, Kind, Legend, Note, Series};
 use crate::text;
 use anyhow::Context;
 use cmf_candle::eval::Scores;
@@ -79,6 +79,7 @@ pub(super) fn chart(name: &str, report: &Report, others_name: &str, points: &[Po
         series,
         marks: Vec::new(),
         notes: others,
+        legend: Legend::Right,
     }
 }
 

@@ -43,14 +43,14 @@ impl<'r, 'm> OnDemand<'r, 'm> {
         hidden: usize,
         wide: usize,
     ) -> Result<Self> {
-        let matrix = |name: &str, rows: usize, cols: usize| {
+        let matrix = |name: &str, rows: usize, cols: usize| -> Result<OneMatrix<'m>> {
             let tensor = resident.model().tensor(name).ok_or_else(|| missing(name))?;
             check_shape(name, &tensor.shape(), &[rows, cols])?;
             let matrix = tensor.stored()?.matrices().next().ok_or_else(|| missing(name))?;
             check_shape(name, &[matrix.rows(), matrix.cols()], &[rows, cols])?;
             Ok(OneMatrix { name: name.to_owned(), matrix })
         };
-        let experts = experts.iter().map(|expert| {
+        let experts = experts.iter().map(|expert| -> Result<[OneMatrix<'m>; 3]> {
             Ok([
                 matrix(&expert.gate, wide, hidden)?,
                 matrix(&expert.up, wide, hidden)?,
@@ -62,15 +62,15 @@ impl<'r, 'm> OnDemand<'r, 'm> {
     }
 }
 
-impl Experts for OnDemand<'_, '_> {
+impl<'m> Experts for OnDemand<'_, 'm> {
     fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
         let matrices = self.experts.get(expert).ok_or_else(|| Error::argument("no such expert"))?;
         // In memory until it has been multiplied with.
         let _required = self.resident.require(matrices.each_ref().map(|one| one.name.as_str()))?;
         let level = self.resident.demand_level();
-        let open = |one: &OneMatrix<'_>| {
+        let open = |one: &OneMatrix<'m>| -> Result<Linear<'m>> {
             let view = MatrixView::open(&one.matrix, Cut::Level(level))?;
-            Ok::<_, Error>(Linear::new(view, self.isa)?)
+            Ok(Linear::new(view, self.isa)?)
         };
         let [gate, up, down] = matrices;
         let (gate, up, down) = (open(gate)?, open(up)?, open(down)?);
