@@ -23,7 +23,8 @@ impl Resident<'_> {
             let (all, kept) = (units.pages(plan.units(), page), units.pages_of(kept, plan.units(), page));
             let gone = all.minus(&kept);
             let source = file.source();
-            let released = gone.parts(RELEASE_BYTES).into_iter().try_for_each(|part| source.release(part));
+            let parts = source.parts(&gone, RELEASE_BYTES);
+            let released = parts.into_iter().try_for_each(|part| source.release(part));
             released.map_err(|e| source.error(e))?;
             bytes = bytes.saturating_add(gone.bytes());
         }
