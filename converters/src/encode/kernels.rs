@@ -107,19 +107,9 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn new(values: &[f32], weights: Option<&[f32]>) -> Self {
-        match weights {
-            Some(weights) => Self {
-                n: sum_by(weights, weights, |w, _| w),
-                x: sum_by(values, weights, |x, w| x * w),
-                xx: sum_by(values, weights, |x, w| x * x * w),
-            },
-            None => Self {
-                n: values.len() as f64,
-                x: sum_by(values, values, |x, _| x),
-                xx: sum_by(values, values, |x, _| x * x),
-            },
-        }
+    pub(super) fn new(isa: Isa, values: &[f32], weights: Option<&[f32]>) -> Self {
+        let [n, x, xx] = vectors::power_sums(isa, values, weights);
+        Self { n, x, xx }
     }
 }
 

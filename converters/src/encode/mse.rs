@@ -14,7 +14,7 @@ const REFITS: usize = 4;
 /// Coarsest step of the grid, cut off at each end, in parts of the range of levels.
 const COARSE: f32 = 0.035;
 /// The grid is left when the error has grown to this multiple of the least.
-const GIVE_UP: f64 = 1.5;
+const GIVE_UP: f64 = 1.2;
 
 /// One group.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +38,9 @@ pub(super) fn search<L: Levels>(levels: L, rule: &Rule<'_>, steps: f32, group: G
     if rtn.scale == 0.0 {
         return rtn;
     }
-    let sums = Sums::new(group.values, group.weights);
-    let search = Search { isa: Isa::new(), levels, rule, group, sums, per_weight: 1.0 / sums.n };
+    let isa = Isa::new();
+    let sums = Sums::new(isa, group.values, group.weights);
+    let search = Search { isa, levels, rule, group, sums, per_weight: 1.0 / sums.n };
     let best = search.grid(steps, rtn);
     search.least_stored(rtn, best)
 }
@@ -52,7 +53,8 @@ pub(super) fn refit_base<L: Levels>(
     scale: f32,
     base: f32,
 ) -> f32 {
-    let (isa, sums) = (Isa::new(), Sums::new(group.values, group.weights));
+    let isa = Isa::new();
+    let sums = Sums::new(isa, group.values, group.weights);
     let stored = |base: f32| rule.affine(scale, rule.zero_point(scale, base));
     let error = |base: f32| squared_error(isa, levels, stored(base), group.values, group.weights);
     let mut best = (error(base), base);
@@ -82,9 +84,10 @@ struct Search<'a, L> {
 impl<L: Levels> Search<'_, L> {
     /// The best of clippings around round to nearest, refined.
     fn grid(&self, steps: f32, rtn: Fit) -> Trial {
+        let per_step = 1.0 / steps;
         // So many steps are cut off below and above.
         let clipped = |[below, above]: [f32; 2]| {
-            let ratio = 1.0 - (below + above) / steps;
+            let ratio = 1.0 - (below + above) * per_step;
             Fit { scale: rtn.scale * ratio, base: rtn.base + below * rtn.scale }
         };
         let mut best = self.trial(rtn);

@@ -1,5 +1,5 @@
-//! Sums over a group whose levels are consecutive integers, on vectors of eight values: groups are so
-//! small that a loop which the compiler turns into vectors takes twice as long.
+//! Sums over a group on vectors of eight values, where levels matter for consecutive integers: groups
+//! are so small that a loop which the compiler turns into vectors takes twice as long.
 //!
 //! Eight partial sums in a fixed order, as in [`super::kernels`]: the same bits on every machine.
 
@@ -36,6 +36,12 @@ pub(super) fn squared_error(
     })
 }
 
+/// The sums of the weights of `values`, of the values and of their squares; a weight is 1 where there
+/// are none.
+pub(super) fn power_sums(isa: Isa, values: &[f32], weights: Option<&[f32]>) -> [f64; 3] {
+    dispatch!(isa, simd => sum(simd, Powers, values, weights))
+}
+
 /// What takes eight values to their levels, and back.
 #[derive(Clone, Copy)]
 struct Rounding<S: Simd> {
@@ -68,6 +74,21 @@ impl<S: Simd> Rounding<S> {
 /// that they are called with.
 trait Terms<S: Simd, const N: usize> {
     fn add(&self, sums: &mut [f32x8<S>; N], x: f32x8<S>, weight: Option<f32x8<S>>);
+}
+
+struct Powers;
+
+impl<S: Simd> Terms<S, 3> for Powers {
+    #[inline(always)]
+    fn add(&self, [n, x, xx]: &mut [f32x8<S>; 3], value: f32x8<S>, weight: Option<f32x8<S>>) {
+        let weighted = match weight {
+            Some(weight) => value * weight,
+            None => value,
+        };
+        *n += weight.unwrap_or_else(|| f32x8::splat(value.simd, 1.0));
+        *x += weighted;
+        *xx += weighted * value;
+    }
 }
 
 struct MomentTerms<S: Simd>(Rounding<S>);

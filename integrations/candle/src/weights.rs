@@ -108,10 +108,11 @@ pub trait Weights: Sync {
         name.to_owned()
     }
 
-    /// Runs one pass through the model, in the rayon pool that this is called in: its many small
-    /// tensor operations use rayon, and each that began outside would wait for a thread of it.
+    /// Runs one pass through the model. Weights that never wait for a change may run it in a thread
+    /// pool, where its many small operations find threads at once; others must not, since what they
+    /// wait for may need the pool.
     fn run(&self, pass: &mut (dyn FnMut() + Send)) {
-        rayon::scope(|_| pass());
+        pass();
     }
 }
 

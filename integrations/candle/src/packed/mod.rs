@@ -177,6 +177,13 @@ impl<'m> PackedModel<'m> {
         own.map_or_else(|| self.current(), |(_, snapshot)| Arc::clone(snapshot))
     }
 
+    /// Has this thread multiply with `snapshot`.
+    fn pin_snapshot(&self, snapshot: Arc<Snapshot<'m>>) -> Pinned<'_, 'm> {
+        let thread = thread::current().id();
+        self.pinned.write().unwrap_or_else(PoisonError::into_inner).push((thread, snapshot));
+        Pinned { model: self, thread }
+    }
+
     /// The matrix of slot `slot` as it is now.
     fn matrix(&self, slot: usize) -> Result<Arc<cmf_kernels_cpu::Linear<'m>>> {
         let snapshot = self.snapshot();
@@ -226,9 +233,7 @@ impl<'m> Held for PackedModel<'m> {
     }
 
     fn pin(&self) -> Option<Pin<'_>> {
-        let (thread, current) = (thread::current().id(), self.current());
-        self.pinned.write().unwrap_or_else(PoisonError::into_inner).push((thread, current));
-        Some(Box::new(Pinned { model: self, thread }))
+        Some(Box::new(self.pin_snapshot(self.current())))
     }
 
     fn prepare<'p>(&'p self, plan: Plan) -> Result<Install<'p>> {
@@ -252,8 +257,13 @@ fn vector(model: &Model, plan: &Plan, name: &str, elements: usize) -> Result<Ten
 }
 
 impl<'m> Weights for PackedModel<'m> {
+    /// All of the pass multiplies with what this thread would at its beginning.
     fn run(&self, pass: &mut (dyn FnMut() + Send)) {
-        cmf_kernels_cpu::awake(pass);
+        let snapshot = self.snapshot();
+        cmf_kernels_cpu::awake(|| {
+            let _pinned = self.pin_snapshot(snapshot);
+            pass();
+        });
     }
 
     /// A vector is read once, under the plan that is in force when the model is loaded.
