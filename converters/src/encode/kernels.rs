@@ -4,17 +4,11 @@
 //! bits on every machine.
 
 use super::levels::Levels;
-use super::vectors;
-use fearless_simd::Level as Isa;
-use multiversion::multiversion;
 
 /// Partial sums of a loop.
 pub(super) const LANES: usize = 8;
 /// Elements summed in f32 before the sum goes on in f64.
 pub(super) const CHUNK: usize = 16 * LANES;
-/// Levels of which moments are taken at a time: to clear a larger buffer costs small groups more than
-/// it saves large ones.
-const LEVELS: usize = 8 * LANES;
 
 /// Scale and zero point of a group as the decoder uses them:
 /// `value = (level - subtract) * scale + add`.
@@ -94,128 +88,6 @@ impl Columns {
         self.add.resize(to, affine.add);
         self.factor.resize(to, affine.factor());
         self.subtract.resize(to, affine.subtract);
-    }
-}
-
-/// Weighted sums over the values `x` of a group.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sums {
-    /// Weights.
-    pub(super) n: f64,
-    pub(super) x: f64,
-    pub(super) xx: f64,
-}
-
-impl Sums {
-    pub(super) fn new(isa: Isa, values: &[f32], weights: Option<&[f32]>) -> Self {
-        let [n, x, xx] = vectors::power_sums(isa, values, weights);
-        Self { n, x, xx }
-    }
-}
-
-/// Weighted sums over the values `x` of a group and their levels `l`.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moments {
-    pub(super) l: f64,
-    pub(super) ll: f64,
-    pub(super) xl: f64,
-}
-
-/// Sums over a group with each value rounded by `affine`.
-pub(super) fn moments<L: Levels>(
-    isa: Isa,
-    levels: L,
-    affine: Affine,
-    values: &[f32],
-    weights: Option<&[f32]>,
-) -> Moments {
-    match levels.integers() {
-        Some(levels) => vectors::moments(isa, levels, affine, values, weights),
-        None => any_moments(levels, affine, values, weights),
-    }
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn any_moments<L: Levels>(levels: L, affine: Affine, values: &[f32], weights: Option<&[f32]>) -> Moments {
-    match weights {
-        Some(weights) => moments_by(levels, affine, values, weights, |x, w| x * w),
-        // The values stand in for weights that are not read.
-        None => moments_by(levels, affine, values, values, |x, _| x),
-    }
-}
-
-#[inline(always)]
-fn moments_by<L: Levels>(
-    levels: L,
-    affine: Affine,
-    values: &[f32],
-    weights: &[f32],
-    weigh: impl Fn(f32, f32) -> f32,
-) -> Moments {
-    let factor = affine.factor();
-    let mut total = Moments::default();
-    let mut buffer = [0f32; LEVELS];
-    for (values, weights) in values.chunks(LEVELS).zip(weights.chunks(LEVELS)) {
-        let level = &mut buffer[..values.len()];
-        for (level, value) in level.iter_mut().zip(values) {
-            *level = levels.level((value - affine.add) * factor + affine.subtract);
-        }
-        // One sum at a time: loops with several do not vectorise.
-        let weighted = |index: &[f32], weights: &[f32]| sum_by(index, weights, &weigh);
-        total.l += weighted(level, weights);
-        total.ll += sum3(level, level, weights, &weigh);
-        total.xl += sum3(values, level, weights, &weigh);
-    }
-    total
-}
-
-#[inline(always)]
-fn sum3(a: &[f32], b: &[f32], weights: &[f32], weigh: impl Fn(f32, f32) -> f32) -> f64 {
-    let mut lanes = [0f32; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let (w_chunks, w_rest) = weights.as_chunks::<LANES>();
-    for ((a, b), w) in a_chunks.iter().zip(b_chunks).zip(w_chunks) {
-        for lane in 0..LANES {
-            lanes[lane] += weigh(a[lane] * b[lane], w[lane]);
-        }
-    }
-    for (((lane, a), b), w) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(w_rest) {
-        *lane += weigh(*a * *b, *w);
-    }
-    sum(lanes)
-}
-
-/// Weighted squared error of a group as the decoder will see it.
-pub(super) fn squared_error<L: Levels>(
-    isa: Isa,
-    levels: L,
-    affine: Affine,
-    values: &[f32],
-    weights: Option<&[f32]>,
-) -> f64 {
-    match levels.integers() {
-        Some(levels) => vectors::squared_error(isa, levels, affine, values, weights),
-        None => any_error(levels, affine, values, weights),
-    }
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn any_error<L: Levels>(levels: L, affine: Affine, values: &[f32], weights: Option<&[f32]>) -> f64 {
-    let factor = affine.factor();
-    let error = |value: f32| {
-        let level = levels.level((value - affine.add) * factor + affine.subtract);
-        value - affine.value(level)
-    };
-    match weights {
-        Some(weights) => sum_by(values, weights, |value, weight| {
-            let error = error(value);
-            error * error * weight
-        }),
-        None => sum_by(values, values, |value, _| {
-            let error = error(value);
-            error * error
-        }),
     }
 }
 

@@ -20,10 +20,14 @@ pub(super) trait Levels: Copy + Sync {
             *code = self.code(map(*value));
         }
     }
-    /// These levels, where they are consecutive integers.
+    /// The levels nearest to eight values.
     #[inline(always)]
-    fn integers(self) -> Option<Integers> {
-        None
+    fn levels<S: Simd>(self, x: f32x8<S>) -> f32x8<S> {
+        let mut lanes = <[f32; 8]>::from(x);
+        for lane in &mut lanes {
+            *lane = self.level(*lane);
+        }
+        f32x8::simd_from(x.simd, lanes)
     }
 }
 
@@ -44,12 +48,6 @@ impl Integers {
         let low = low as f32;
         Self { low, high: high as f32, code_of_zero: (ROUND + low).to_bits() }
     }
-
-    /// The levels nearest to `x`, as [`Levels::level`] gives them.
-    #[inline(always)]
-    pub(super) fn levels<S: Simd>(self, x: f32x8<S>) -> f32x8<S> {
-        (x.max(self.low).min(self.high) + ROUND) - ROUND
-    }
 }
 
 impl Levels for Integers {
@@ -65,8 +63,8 @@ impl Levels for Integers {
     }
 
     #[inline(always)]
-    fn integers(self) -> Option<Integers> {
-        Some(self)
+    fn levels<S: Simd>(self, x: f32x8<S>) -> f32x8<S> {
+        (x.max(self.low).min(self.high) + ROUND) - ROUND
     }
 }
 
@@ -163,6 +161,15 @@ impl Levels for &FewLevels {
     fn code(self, x: f32) -> u8 {
         let index: u32 = self.midpoints.iter().map(|midpoint| u32::from(x > *midpoint)).sum();
         self.codes[index as usize & 15]
+    }
+
+    #[inline(always)]
+    fn levels<S: Simd>(self, x: f32x8<S>) -> f32x8<S> {
+        let mut level = f32x8::splat(x.simd, self.levels[0]);
+        for (midpoint, above) in self.midpoints.iter().zip(&self.levels[1..]) {
+            level = x.simd_gt(*midpoint).select(f32x8::splat(x.simd, *above), level);
+        }
+        level
     }
 
     /// One midpoint after the other for some values at a time, which vectorises.

@@ -2,28 +2,45 @@
 //!
 //! As ggml's `make_qx_quants` and `make_qkx2_quants`: codes are made for a grid of clipping ratios,
 //! and for each the scale (and zero point) that fits those codes best follows in closed form.
+//!
+//! All of a search is one function to the compiler, with the vectors of the machine: groups are so
+//! small that calls would take longer than sums.
 
-use super::kernels::{Sums, moments, squared_error};
 use super::levels::Levels;
 use super::params::Zero;
 use super::rule::{Fit, Rule};
-use fearless_simd::Level as Isa;
+use super::vectors::{Group, PowerSums};
+use fearless_simd::prelude::*;
+use fearless_simd::{Level as Isa, dispatch};
 
 /// Rounds of codes for the fit, then fit for the codes, after the grid.
 const REFITS: usize = 4;
 /// Coarsest step of the grid, cut off at each end, in parts of the range of levels.
 const COARSE: f32 = 0.035;
+/// What is cut off at each end, in coarsest steps. From `FIRST_INWARD` on, the grid is left when the
+/// error has grown.
+const CUTS: [f32; 13] = [0.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0];
+const FIRST_INWARD: usize = 2;
 /// The grid is left when the error has grown to this multiple of the least.
 const GIVE_UP: f64 = 1.2;
-
-/// One group.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Group<'a> {
-    /// Its values.
-    pub(super) values: &'a [f32],
-    /// Their weights.
-    pub(super) weights: Option<&'a [f32]>,
-}
+/// How the best cut is moved next, below and above, in coarsest steps: first both ends, then, where
+/// zero points are no codes, one alone. Of two moves that are opposite the second is not tried when the
+/// first was good.
+const MOVES: [[f32; 2]; 12] = [
+    [-0.5, -0.5],
+    [0.5, 0.5],
+    [-0.25, -0.25],
+    [0.25, 0.25],
+    [-1.5, 0.0],
+    [1.5, 0.0],
+    [0.0, -1.5],
+    [0.0, 1.5],
+    [-0.6, 0.0],
+    [0.6, 0.0],
+    [0.0, -0.6],
+    [0.0, 0.6],
+];
+const MOVES_OF_BOTH_ENDS: usize = 4;
 
 /// A fit with the error it has before it is rounded for storage.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +55,10 @@ pub(super) fn search<L: Levels>(levels: L, rule: &Rule<'_>, steps: f32, group: G
     if rtn.scale == 0.0 {
         return rtn;
     }
-    let isa = Isa::new();
-    let sums = Sums::new(isa, group.values, group.weights);
-    let search = Search { isa, levels, rule, group, sums, per_weight: 1.0 / sums.n };
-    let best = search.grid(steps, rtn);
-    search.least_stored(rtn, best)
+    dispatch!(Isa::new(), simd => {
+        let search = Search::new(simd, levels, rule, group);
+        search.least_stored(rtn, search.grid(steps, rtn))
+    })
 }
 
 /// Refits the value of the lowest level to a scale that is already stored.
@@ -53,71 +69,54 @@ pub(super) fn refit_base<L: Levels>(
     scale: f32,
     base: f32,
 ) -> f32 {
-    let isa = Isa::new();
-    let sums = Sums::new(isa, group.values, group.weights);
-    let stored = |base: f32| rule.affine(scale, rule.zero_point(scale, base));
-    let error = |base: f32| squared_error(isa, levels, stored(base), group.values, group.weights);
-    let mut best = (error(base), base);
-    for _ in 0..REFITS {
-        let m = moments(isa, levels, stored(best.1), group.values, group.weights);
-        let mean_level = m.l / sums.n - f64::from(rule.low);
-        let base = (sums.x / sums.n - f64::from(scale) * mean_level) as f32;
-        let trial = (error(base), base);
-        if trial.0 >= best.0 {
-            break;
-        }
-        best = trial;
-    }
-    best.1
+    dispatch!(Isa::new(), simd => Search::new(simd, levels, rule, group).base(scale, base))
 }
 
-struct Search<'a, L> {
-    isa: Isa,
+struct Search<'a, S, L> {
+    simd: S,
     levels: L,
     rule: &'a Rule<'a>,
     group: Group<'a>,
-    sums: Sums,
+    sums: PowerSums,
     /// 1 over the sum of weights.
     per_weight: f64,
 }
 
-impl<L: Levels> Search<'_, L> {
+impl<'a, S: Simd, L: Levels> Search<'a, S, L> {
+    #[inline(always)]
+    fn new(simd: S, levels: L, rule: &'a Rule<'a>, group: Group<'a>) -> Self {
+        let sums = group.power_sums(simd);
+        Self { simd, levels, rule, group, sums, per_weight: 1.0 / sums.n }
+    }
+
     /// The best of clippings around round to nearest, refined.
-    fn grid(&self, steps: f32, rtn: Fit) -> Trial {
-        let per_step = 1.0 / steps;
-        // So many steps are cut off below and above.
-        let clipped = |[below, above]: [f32; 2]| {
-            let ratio = 1.0 - (below + above) * per_step;
-            Fit { scale: rtn.scale * ratio, base: rtn.base + below * rtn.scale }
-        };
-        let mut best = self.trial(rtn);
+    #[inline(always)]
+    fn grid(&self, steps: f32, rtn: Fit) -> Fit {
+        let (width, per_step) = (COARSE * steps, 1.0 / steps);
+        let mut best = Trial { error: f64::INFINITY, fit: rtn };
         let mut best_cut = [0.0; 2];
-        let mut attempt = |cut: [f32; 2], best_cut: &mut [f32; 2]| {
-            let trial = self.trial(clipped(cut));
-            if trial.error < best.error {
-                (best, *best_cut) = (trial, cut);
-            }
-            trial.error < GIVE_UP * best.error
+        let moves = match self.rule.zero {
+            Zero::Subtract | Zero::Add => MOVES.len(),
+            Zero::None | Zero::Code => MOVES_OF_BOTH_ENDS,
         };
-        let width = COARSE * steps;
-        attempt([-width; 2], &mut best_cut);
-        let mut cut = width;
-        while cut < 0.4 * steps && attempt([cut; 2], &mut best_cut) {
-            cut += width;
-        }
-        for width in [0.5 * width, 0.25 * width] {
-            let [below, above] = best_cut;
-            for side in [-width, width] {
-                attempt([below + side, above + side], &mut best_cut);
+        let (mut cuts, mut moves) = (0..CUTS.len(), 0..moves);
+        // One loop for both, so that a trial is compiled once.
+        while let Some((cut, i)) = cuts.next().map(|i| (true, i)).or_else(|| moves.next().map(|i| (false, i)))
+        {
+            let [below, above] = match cut {
+                true => [CUTS[i] * width; 2],
+                false => [0, 1].map(|end| best_cut[end] + MOVES[i][end] * width),
+            };
+            let ratio = 1.0 - (below + above) * per_step;
+            let trial = self.trial(Fit { scale: rtn.scale * ratio, base: rtn.base + below * rtn.scale });
+            let better = trial.error < best.error;
+            if better {
+                (best, best_cut) = (trial, [below, above]);
             }
-        }
-        if matches!(self.rule.zero, Zero::Subtract | Zero::Add) {
-            for width in [1.5 * width, 0.6 * width] {
-                for (end, side) in [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)] {
-                    let mut cut = best_cut;
-                    cut[end] += side * width;
-                    attempt(cut, &mut best_cut);
-                }
+            match cut {
+                true if i >= FIRST_INWARD && trial.error >= GIVE_UP * best.error => cuts = 0..0,
+                false if i.is_multiple_of(2) && better => _ = moves.next(),
+                _ => {}
             }
         }
         for _ in 0..REFITS {
@@ -127,10 +126,11 @@ impl<L: Levels> Search<'_, L> {
             }
             best = trial;
         }
-        best
+        best.fit
     }
 
     /// Rounds by `fit` and fits scale and zero point to those codes.
+    #[inline(always)]
     fn trial(&self, fit: Fit) -> Trial {
         let rule = self.rule;
         let zero = match rule.zero {
@@ -138,9 +138,8 @@ impl<L: Levels> Search<'_, L> {
             Zero::Subtract => rule.low - fit.base / fit.scale,
             Zero::Code | Zero::None => rule.zero_point(fit.scale, fit.base),
         };
-        let affine = rule.affine(fit.scale, zero);
-        let m = moments(self.isa, self.levels, affine, self.group.values, self.group.weights);
-        let Sums { n, x, xx } = self.sums;
+        let m = self.group.moments(self.simd, self.levels, rule.affine(fit.scale, zero));
+        let PowerSums { n, x, xx } = self.sums;
         match rule.zero {
             Zero::None | Zero::Code => {
                 let zero = f64::from(zero);
@@ -174,20 +173,36 @@ impl<L: Levels> Search<'_, L> {
 
     /// The better of two fits, and of their neighbours in a coarse store, as the decoder will see
     /// them.
-    fn least_stored(&self, rtn: Fit, best: Trial) -> Fit {
-        let error = |fit: Fit| {
-            squared_error(self.isa, self.levels, self.rule.stored(fit), self.group.values, self.group.weights)
-        };
+    #[inline(always)]
+    fn least_stored(&self, rtn: Fit, best: Fit) -> Fit {
         let half = |fit: Fit| Fit { scale: fit.scale * 0.5, ..fit };
-        let mut least = (error(rtn), rtn);
         let coarse = self.rule.scale_store.dtype() == Some(cmf_format::DType::F8E8M0);
-        let more = [half(rtn), half(best.fit)];
-        for fit in core::iter::once(best.fit).chain(more.into_iter().filter(|_| coarse)) {
-            let error = error(fit);
+        let mut least = (f64::INFINITY, rtn);
+        for fit in &[rtn, best, half(rtn), half(best)][..if coarse { 4 } else { 2 }] {
+            let error = self.group.squared_error(self.simd, self.levels, self.rule.stored(*fit));
             if error < least.0 {
-                least = (error, fit);
+                least = (error, *fit);
             }
         }
         least.1
+    }
+
+    /// [`refit_base`].
+    #[inline(always)]
+    fn base(&self, scale: f32, base: f32) -> f32 {
+        let mut best = (f64::INFINITY, base);
+        let mut next = base;
+        for _ in 0..=REFITS {
+            let stored = self.rule.affine(scale, self.rule.zero_point(scale, next));
+            let error = self.group.squared_error(self.simd, self.levels, stored);
+            if error >= best.0 {
+                break;
+            }
+            best = (error, next);
+            let m = self.group.moments(self.simd, self.levels, stored);
+            let mean_level = m.l * self.per_weight - f64::from(self.rule.low);
+            next = (self.sums.x * self.per_weight - f64::from(scale) * mean_level) as f32;
+        }
+        best.1
     }
 }

@@ -1,11 +1,11 @@
 //! Outliers: the few values that a term of its own keeps, so that the rest is easier to quantise.
 
 use super::grid::Grid;
-use super::kernels::squared_error;
 use super::levels::{LevelSet, Levels, with_levels};
 use super::matrix::Matrix;
 use super::params::{Select, SparseLayout, SparseOp, SparseParams, Store};
 use super::rule::Rule;
+use super::vectors::{Group, squared_error};
 use super::{GroupedParams, format_error, node_shape};
 use crate::error::{Error, Result};
 use cmf_format::NodeData;
@@ -265,7 +265,8 @@ impl Members {
     fn error<L: Levels>(&self, levels: L, rule: &Rule<'_>) -> f64 {
         let (least, greatest) = super::kernels::extremes(&self.values);
         let affine = rule.stored(rule.rounding(least, greatest));
-        squared_error(fearless_simd::Level::new(), levels, affine, &self.values, self.weights.as_deref())
+        let group = Group { values: &self.values, weights: self.weights.as_deref() };
+        squared_error(levels, affine, group)
     }
 
     /// Takes out the entry at `k`; the last one takes its place.

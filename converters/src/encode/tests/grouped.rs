@@ -339,12 +339,12 @@ fn writes_the_same_bytes_as_ever() {
         hashes,
         [
             "be2234b9dba3e603",
-            "ca56d4a3b9cb0d1a",
-            "5f61466013a50c8d",
-            "d6e92472a5d90f02",
+            "c8fc578ac52e2643",
+            "d5ee270c283ff473",
+            "03944ecf32125286",
             "11accf99d78c134e",
             "2dc01368423b45b4",
-            "78d80749560fbfea"
+            "43ea09835eb4b4cb"
         ]
     );
 }
