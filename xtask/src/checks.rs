@@ -20,18 +20,20 @@ pub(crate) fn fmt(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Clippy with warnings denied: the default features of all crates, then, for each crate that
-/// has features, none and all of them, then the fuzz crate.
+/// Clippy with warnings denied: everything with all features at once, then each crate that has
+/// features alone with its default ones and with none, then the fuzz crate.
 pub(crate) fn clippy(root: &Path) -> Result<()> {
-    let clippy = || Cmd::cargo(root).args(["clippy", "--locked", "--all-targets"]);
-    clippy().args(["--workspace", "--", "-D", "warnings"]).run()?;
+    let clippy = |args: &[&str]| {
+        Cmd::cargo(root).args(["clippy", "--locked"]).args(args).args(["--", "-D", "warnings"]).run()
+    };
+    clippy(&["--workspace", "--all-targets", "--all-features"])?;
     for package in packages_with_features(root)? {
-        for features in ["--no-default-features", "--all-features"] {
-            clippy().args(["-p", &package, features, "--", "-D", "warnings"]).run()?;
-        }
+        // Without tests: what those depend on would be compiled anew for each choice of features.
+        clippy(&["-p", &package])?;
+        clippy(&["-p", &package, "--no-default-features"])?;
     }
     if root.join(FUZZ_MANIFEST).exists() {
-        clippy().args(["--manifest-path", FUZZ_MANIFEST, "--", "-D", "warnings"]).run()?;
+        clippy(&["--all-targets", "--manifest-path", FUZZ_MANIFEST])?;
     }
     Ok(())
 }
@@ -53,7 +55,7 @@ fn packages_with_features(root: &Path) -> Result<Vec<String>> {
 /// Rustdoc with warnings denied.
 pub(crate) fn doc(root: &Path) -> Result<()> {
     Cmd::cargo(root)
-        .args(["doc", "--locked", "--workspace", "--no-deps"])
+        .args(["doc", "--locked", "--workspace", "--all-features", "--no-deps"])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()
 }
