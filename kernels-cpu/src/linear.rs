@@ -5,7 +5,7 @@ use crate::arch::Simd;
 use crate::error::{Result, argument};
 use crate::hadamard;
 use crate::isa::Isa;
-use crate::node::{Node, Plan, TILE_ELEMS, each_tile};
+use crate::node::{Node, Plan, TILE_ELEMS, Wanted, each_tile};
 use crate::operands::{BLOCK, Input};
 use crate::pool;
 use crate::precision::Precision;
@@ -94,43 +94,62 @@ impl<'a> Linear<'a> {
     /// # Errors
     /// `Argument` when shapes do not fit, `Value` when the payload breaks a rule of its encoding.
     pub fn multiply(&self, x: &Activations, y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        let (rows, tokens) = (self.rows(), x.tokens());
-        if x.cols() != self.cols() || y.len() != rows.saturating_mul(tokens) {
+        Self::multiply_all(&[self], x, y, scratch)
+    }
+
+    /// As [`Linear::multiply`], for matrices that share their input: `y` has the products of the
+    /// first, then those of the second, and so on. Threads share the rows of all at once, which small
+    /// matrices alone are not worth.
+    ///
+    /// # Errors
+    /// As [`Linear::multiply`].
+    pub fn multiply_all(
+        matrices: &[&Self],
+        x: &Activations,
+        y: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let tokens = x.tokens();
+        let rows = matrices.iter().fold(0, |rows: usize, matrix| rows.saturating_add(matrix.rows()));
+        let fits = matrices.iter().all(|matrix| matrix.cols() == x.cols());
+        if !fits || y.len() != rows.saturating_mul(tokens) {
+            let cols: Vec<usize> = matrices.iter().map(|matrix| matrix.cols()).collect();
             let problem =
-                format!("{} x {} by [{rows}, {}] into {} values", x.tokens(), x.cols(), self.cols(), y.len());
+                format!("{tokens} x {} by {rows} rows of {cols:?} columns into {} values", x.cols(), y.len());
             return Err(argument("activations", problem));
         }
         if y.is_empty() {
             return Ok(());
         }
         match tokens {
-            1 => self.products(x, y, scratch)?,
+            1 => Self::products(matrices, x, y, scratch)?,
             _ => {
                 let mut products = core::mem::take(&mut scratch.products);
                 let turned = crate::work::sized(&mut products, y.len());
-                let done = self.products(x, turned, scratch);
-                transpose(turned, tokens, y);
+                let done = Self::products(matrices, x, turned, scratch);
+                each_part(matrices, tokens, turned, |matrix, first, products| {
+                    let y = y.get_mut(first * tokens..(first + matrix.rows()) * tokens).unwrap_or(&mut []);
+                    transpose(products, tokens, y);
+                    Ok(())
+                })?;
                 scratch.products = products;
                 done?;
             }
         }
-        for y in y.chunks_exact_mut(rows) {
-            hadamard::apply_all(
-                self.simd,
-                self.view.output_transforms(),
-                Side::Output,
-                y,
-                &mut scratch.vector,
-            )?;
-        }
-        Ok(())
+        each_part(matrices, tokens, y, |matrix, _, y| {
+            let transforms = matrix.view.output_transforms();
+            y.chunks_exact_mut(matrix.rows()).try_for_each(|y| {
+                hadamard::apply_all(matrix.simd, transforms, Side::Output, y, &mut scratch.vector)
+            })
+        })
     }
 
-    /// Products without the output-side transforms, `[rows, tokens]`.
-    fn products(&self, x: &Activations, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        let (rows, tokens) = (self.rows(), x.tokens());
+    /// Products without the output-side transforms, `[rows of all matrices, tokens]`.
+    fn products(matrices: &[&Self], x: &Activations, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let tokens = x.tokens();
+        let rows = out.len() / tokens.max(1);
         out.fill(0.0);
-        let products = rows.saturating_mul(self.cols()).saturating_mul(tokens);
+        let products = out.len().saturating_mul(x.cols());
         let few = match x.precision() {
             Precision::Exact => FEW_PRODUCTS,
             Precision::Fast => FEW_FAST_PRODUCTS,
@@ -139,23 +158,37 @@ impl<'a> Linear<'a> {
         let threads = if products < few { 1 } else { rayon::current_num_threads() };
         let part = rows.div_ceil(threads).next_multiple_of(PART_ROWS);
         let workers = scratch.workers(threads);
+        let rows_of_all = |start: usize, out: &mut [f32], work: &mut Work| {
+            let end = start + out.len() / tokens;
+            let mut first = 0;
+            for matrix in matrices {
+                let own = start.max(first)..end.min(first + matrix.rows());
+                if !own.is_empty() {
+                    let part = (own.start - start) * tokens..(own.end - start) * tokens;
+                    let out = out.get_mut(part).unwrap_or(&mut []);
+                    matrix.rows_of_products(own.start - first..own.end - first, x, out, work)?;
+                }
+                first += matrix.rows();
+            }
+            Ok(())
+        };
         if let ([work, ..], true) = (&mut *workers, part >= rows) {
-            self.rows_of_products(0..rows, x, out, work)?;
+            rows_of_all(0, out, work)?;
         } else {
             let parts = out.par_chunks_mut(part * tokens).zip(workers.par_iter_mut()).enumerate();
-            parts.try_for_each(|(i, (out, work))| {
-                let start = i * part;
-                self.rows_of_products(start..start + out.len() / tokens, x, out, work)
-            })?;
+            parts.try_for_each(|(i, (out, work))| rows_of_all(i * part, out, work))?;
         }
         let Some(work) = scratch.workers(1).first_mut() else { return Ok(()) };
-        self.each_term(|node, row, col| {
-            if !node.plan.is_whole() {
-                return Ok(());
-            }
-            let height = node.view.rows();
-            let out = out.get_mut(row * tokens..(row + height) * tokens).unwrap_or(&mut []);
-            node.multiply(0..height, &term_input(x, col, node.view.cols()), out, work)
+        each_part(matrices, tokens, out, |matrix, _, out| {
+            matrix.each_term(|node, row, col| {
+                if !node.plan.is_whole() {
+                    return Ok(());
+                }
+                let rows = 0..node.view.rows();
+                let out = out.get_mut(row * tokens..(row + rows.end) * tokens).unwrap_or(&mut []);
+                let wanted = Wanted { simd: matrix.simd, rows, out, work };
+                node.multiply(&term_input(x, col, node.view.cols()), wanted)
+            })
         })
     }
 
@@ -165,8 +198,7 @@ impl<'a> Linear<'a> {
             return Ok(());
         }
         for (i, ((row, col, view), plan)) in self.view.terms().zip(&self.plans).enumerate() {
-            f(Node { view, plan, simd: self.simd }, row, col)
-                .map_err(|e| e.within(format_args!("term {i}")))?;
+            f(Node { view, plan }, row, col).map_err(|e| e.within(format_args!("term {i}")))?;
         }
         Ok(())
     }
@@ -187,7 +219,8 @@ impl<'a> Linear<'a> {
             && !self.plans.iter().any(Plan::is_whole);
         if !self.by_terms || by_sum {
             let input = x.input(0..self.cols().div_ceil(BLOCK));
-            return each_tile(self.cols(), rows, &input, out, work, self.simd, &mut |rows, out, work| {
+            let wanted = Wanted { simd: self.simd, rows, out, work };
+            return each_tile(self.cols(), &input, wanted, &mut |Wanted { rows, out, work, .. }| {
                 self.sum_rows(rows, out, work)
             });
         }
@@ -198,7 +231,8 @@ impl<'a> Linear<'a> {
             }
             let part = (start - rows.start) * tokens..(end - rows.start) * tokens;
             let out = out.get_mut(part).unwrap_or(&mut []);
-            node.multiply(start - row..end - row, &term_input(x, col, node.view.cols()), out, work)
+            let wanted = Wanted { simd: self.simd, rows: start - row..end - row, out, work };
+            node.multiply(&term_input(x, col, node.view.cols()), wanted)
         })
     }
 
@@ -269,7 +303,7 @@ impl<'a> Linear<'a> {
             let out = out.get_mut(part).unwrap_or(&mut []);
             let width = node.view.cols();
             if single && width == cols {
-                return node.decode(start - row..end - row, out, work);
+                return node.decode(Wanted { simd: self.simd, rows: start - row..end - row, out, work });
             }
             let mut tile = core::mem::take(&mut work.tile);
             let height = TILE_ELEMS.div_ceil(width.max(1));
@@ -279,7 +313,7 @@ impl<'a> Linear<'a> {
                 let needed = own.len() * width;
                 let values = crate::work::sized_with(&mut tile, needed.div_ceil(BLOCK), [0.0; BLOCK]);
                 let values = values.as_flattened_mut().get_mut(..needed).unwrap_or(&mut []);
-                done = node.decode(own, values, work);
+                done = node.decode(Wanted { simd: self.simd, rows: own, out: &mut *values, work });
                 for (values, out) in values.chunks_exact(width.max(1)).zip(out.chunks_exact_mut(cols)) {
                     let out = out.get_mut(col..).unwrap_or(&mut []);
                     out.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
@@ -347,6 +381,24 @@ impl<'a> Linear<'a> {
         }
         parts.try_for_each(|((out, ids), work)| rows(out, ids, work))
     }
+}
+
+/// Hands each matrix to `each`, with its first row among those of all and its part of `values`, which has
+/// `tokens` values a row.
+fn each_part(
+    matrices: &[&Linear<'_>],
+    tokens: usize,
+    values: &mut [f32],
+    mut each: impl FnMut(&Linear<'_>, usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let (mut first, mut rest) = (0, values);
+    for matrix in matrices {
+        let length = (matrix.rows() * tokens).min(rest.len());
+        let (own, beyond) = rest.split_at_mut(length);
+        each(matrix, first, own)?;
+        (first, rest) = (first + matrix.rows(), beyond);
+    }
+    Ok(())
 }
 
 /// The columns of a term.

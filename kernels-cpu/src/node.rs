@@ -10,7 +10,7 @@ mod trellis;
 use crate::arch::{self, Simd};
 use crate::error::Result;
 use crate::operands::{BLOCK, Input};
-use crate::work::{Work, sized, sized_with};
+use crate::work::{Work, sized_with};
 use cmf_format::encoding::View;
 use core::ops::Range;
 
@@ -51,121 +51,103 @@ impl Plan {
     }
 }
 
-/// A node, how it is worked with, and on what.
+/// A node and how it is worked with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Node<'v, 'a> {
     pub(crate) view: &'v View<'a>,
     pub(crate) plan: &'v Plan,
+}
+
+/// Rows that a node is asked for: where they go, and what the way there may use.
+pub(crate) struct Wanted<'w> {
     pub(crate) simd: Simd,
+    pub(crate) rows: Range<usize>,
+    /// What belongs to these rows, from the first on.
+    pub(crate) out: &'w mut [f32],
+    pub(crate) work: &'w mut Work,
+}
+
+impl Wanted<'_> {
+    /// Hands up to `count` rows at a time to `each`, up to the first error. `out` has `width` values
+    /// a row.
+    fn parts(self, count: usize, width: usize, each: &mut dyn FnMut(Wanted<'_>) -> Result<()>) -> Result<()> {
+        let Self { simd, rows, out, work } = self;
+        let outs = out.chunks_mut((count * width).max(1));
+        rows.clone().step_by(count).zip(outs).try_for_each(|(start, out)| {
+            each(Wanted { simd, rows: start..rows.end.min(start + count), out, work })
+        })
+    }
 }
 
 impl Node<'_, '_> {
-    /// Adds the products of rows `rows` with each token to `out[row * tokens + token]`, `row` counted
-    /// from the first of `rows`. `input` has the node's columns.
-    pub(crate) fn multiply(
-        &self,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        let is_fast = !input.quantised.is_empty();
+    /// Adds the products of the rows with each token to `out[row * tokens + token]`, `row` counted
+    /// from the first of the rows. `input` has the node's columns.
+    pub(crate) fn multiply(&self, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
         match (self.plan, self.view) {
-            (Plan::Grouped(plan), View::Grouped(view)) => {
-                plan.multiply(self.simd, view, rows, input, is_fast, out, work)
-            }
-            (Plan::Trellis(plan), View::Trellis(view)) => {
-                plan.multiply(self.simd, view, rows, input, is_fast, out, work)
-            }
+            (Plan::Grouped(plan), View::Grouped(view)) => plan.multiply(view, input, wanted),
+            (Plan::Trellis(plan), View::Trellis(view)) => plan.multiply(view, input, wanted),
             (Plan::Nested(plan), View::Nested(view)) if plan.is_fused(input.tokens) => {
-                plan.multiply(self.simd, view, rows, input, is_fast, out, work)
+                plan.multiply(view, input, wanted)
             }
             (Plan::Dense, View::Dense(view)) if let Some(element) = dense::element(view.dtype()) => {
-                dense::multiply(self.simd, element, view, rows, input, out);
+                dense::multiply(element, view, input, wanted);
                 Ok(())
             }
-            (Plan::LowRank(plan), View::LowRank(view)) => {
-                plan.multiply(self.simd, view, rows, input, out, work)
-            }
-            _ => self.multiply_decoded(rows, input, out, work),
+            (Plan::LowRank(plan), View::LowRank(view)) => plan.multiply(view, input, wanted),
+            _ => each_tile(self.view.cols(), input, wanted, &mut |wanted| self.decode(wanted)),
         }
     }
 
-    /// [`Node::multiply`] by way of decoded rows.
-    fn multiply_decoded(
-        &self,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        let simd = self.simd;
-        each_tile(self.view.cols(), rows, input, out, work, simd, &mut |rows, out, work| {
-            self.decode(rows, out, work)
-        })
-    }
-
-    /// Decodes rows `rows`, as the reference decode does, to the bit.
-    pub(crate) fn decode(&self, rows: Range<usize>, out: &mut [f32], work: &mut Work) -> Result<()> {
+    /// Decodes the rows, as the reference decode does, to the bit.
+    pub(crate) fn decode(&self, wanted: Wanted<'_>) -> Result<()> {
         match (self.plan, self.view) {
-            (Plan::Dense, View::Dense(view)) => dense::decode(self.simd, view, rows, out),
-            (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(self.simd, view, rows, out, work),
-            (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(self.simd, view, rows, out, work),
-            (Plan::Nested(plan), View::Nested(view)) => plan.decode(self.simd, view, rows, out, work),
-            (Plan::Codebook(plan), View::Codebook(view)) => plan.decode(self.simd, view, rows, out, work),
-            _ => self.view.decode_rows(rows, out),
+            (Plan::Dense, View::Dense(view)) => dense::decode(view, wanted),
+            (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(view, wanted),
+            (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(view, wanted),
+            (Plan::Nested(plan), View::Nested(view)) => plan.decode(view, wanted),
+            (Plan::Codebook(plan), View::Codebook(view)) => plan.decode(view, wanted),
+            _ => self.view.decode_rows(wanted.rows, wanted.out),
         }
     }
 }
 
 /// Decodes some rows.
-pub(crate) type Decode<'d> = dyn FnMut(Range<usize>, &mut [f32], &mut Work) -> Result<()> + 'd;
+pub(crate) type Decode<'d> = dyn FnMut(Wanted<'_>) -> Result<()> + 'd;
 
 /// Adds the products of rows that `decode` makes, a tile of them at a time, to `out`.
 pub(crate) fn each_tile(
     cols: usize,
-    rows: Range<usize>,
     input: &Input<'_>,
-    out: &mut [f32],
-    work: &mut Work,
-    simd: Simd,
+    wanted: Wanted<'_>,
     decode: &mut Decode<'_>,
 ) -> Result<()> {
     let tile_rows = (TILE_ELEMS / (input.blocks * BLOCK).max(1)).max(4);
-    let outs = out.chunks_mut((tile_rows * input.tokens).max(1));
-    for (start, out) in rows.clone().step_by(tile_rows).zip(outs) {
-        let rows = start..rows.end.min(start + tile_rows);
+    wanted.parts(tile_rows, input.tokens, &mut |Wanted { simd, rows, out, work }| {
         let mut tile = core::mem::take(&mut work.sum);
         let padded = sized_with(&mut tile, rows.len() * input.blocks, [0.0; BLOCK]);
-        let done = decode_padded(cols, rows, padded, input.blocks, work, decode);
+        let decoded = Wanted { simd, rows, out: padded.as_flattened_mut(), work };
+        let done = decode_padded(cols, input.blocks, decoded, decode);
         if done.is_ok() {
             arch::dot(simd, padded, input, out);
         }
         work.sum = tile;
-        done?;
-    }
-    Ok(())
+        done
+    })
 }
 
 /// Decodes rows into rows of `blocks` blocks.
-fn decode_padded(
-    cols: usize,
-    rows: Range<usize>,
-    out: &mut [[f32; BLOCK]],
-    blocks: usize,
-    work: &mut Work,
-    decode: &mut Decode<'_>,
-) -> Result<()> {
+fn decode_padded(cols: usize, blocks: usize, wanted: Wanted<'_>, decode: &mut Decode<'_>) -> Result<()> {
     if cols == blocks * BLOCK {
-        return decode(rows, out.as_flattened_mut(), work);
+        return decode(wanted);
     }
+    let Wanted { simd, rows, out, work } = wanted;
+    let count = rows.len() * cols;
     // Beside the tile, where `decode` may use all other buffers of its own level.
     let mut plain = core::mem::take(&mut work.below().tile);
-    let values = sized_with(&mut plain, (rows.len() * cols).div_ceil(BLOCK), [0.0; BLOCK]);
-    let values = values.as_flattened_mut().get_mut(..rows.len() * cols).unwrap_or(&mut []);
-    let done = decode(rows, values, work);
-    for (values, out) in values.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(blocks)) {
-        let out = out.as_flattened_mut();
+    let values = sized_with(&mut plain, count.div_ceil(BLOCK), [0.0; BLOCK]);
+    let values = values.as_flattened_mut().get_mut(..count).unwrap_or(&mut []);
+    let done = decode(Wanted { simd, rows, out: values, work });
+    for (values, out) in values.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(blocks * BLOCK)) {
         let (own, padding) = out.split_at_mut(cols.min(out.len()));
         own.copy_from_slice(values);
         padding.fill(0.0);
@@ -174,30 +156,22 @@ fn decode_padded(
     done
 }
 
-/// Decodes rows of a child, of which a single one may stand for all.
-fn read_child(
-    simd: Simd,
-    view: &View<'_>,
-    plan: &Plan,
-    rows: Range<usize>,
-    group_rows: usize,
-    out: &mut Vec<f32>,
-    work: &mut Work,
-) -> Result<()> {
-    let (cols, count) = (view.cols(), rows.len());
-    let out = sized(out, count * cols);
-    let node = Node { view, plan, simd };
-    if group_rows == 1 && view.rows() > 1 {
-        return node.decode(rows, out, work);
+/// Decodes rows of a child that has one for each `group_rows` of them, or a single one for all.
+fn read_child(child: Node<'_, '_>, group_rows: usize, wanted: Wanted<'_>) -> Result<()> {
+    let height = child.view.rows();
+    if group_rows == 1 && height > 1 {
+        return child.decode(wanted);
     }
+    let cols = child.view.cols();
+    let Wanted { simd, rows, out, work } = wanted;
     let mut last: Option<usize> = None;
     for (place, row) in rows.enumerate() {
-        let index = if view.rows() == 1 { 0 } else { row / group_rows };
+        let index = if height == 1 { 0 } else { row / group_rows };
         if last == Some(index) {
             out.copy_within((place - 1) * cols..place * cols, place * cols);
         } else {
             let out = out.get_mut(place * cols..(place + 1) * cols).unwrap_or(&mut []);
-            node.decode(index..index + 1, out, work)?;
+            child.decode(Wanted { simd, rows: index..index + 1, out, work })?;
         }
         last = Some(index);
     }

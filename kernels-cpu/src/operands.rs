@@ -191,6 +191,11 @@ pub(crate) struct Input<'k> {
 }
 
 impl<'k> Input<'k> {
+    /// Whether `quantised` and what belongs to it is there.
+    pub(crate) fn is_quantised(&self) -> bool {
+        !self.quantised.is_empty()
+    }
+
     #[inline(always)]
     fn part<'v, T>(&self, of: &'v [T], token: usize) -> &'v [T] {
         let start = token * self.stride;

@@ -324,6 +324,44 @@ fn threads_change_nothing() -> Result {
 }
 
 #[test]
+fn matrices_multiplied_at_once_give_what_each_gives() -> Result {
+    let cols = 576;
+    let mut numbers = Numbers(1);
+    let turned = Parts {
+        output: vec![TransformEntry::SignHadamard { block: 32, seed: 7 }],
+        ..Parts::of(Grouped::symmetric(4, 32).node(96, cols, &mut numbers)?)
+    };
+    let files = [
+        Parts::of(Trellis::PLAIN.node(70, cols, &mut numbers)?).archive(70, cols)?,
+        Parts::of(factors(33, cols)?).archive(33, cols)?,
+        turned.archive(96, cols)?,
+        Parts::of(Grouped::symmetric(8, 32).node(1, cols, &mut numbers)?).archive(1, cols)?,
+    ];
+    let archives = files.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>>>()?;
+    let isa = Isa::detect();
+    let open = |archive| Ok(Linear::new(view(archive)?, isa)?);
+    let matrices = archives.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let matrices: Vec<&Linear<'_>> = matrices.iter().collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build()?;
+    let (mut x, mut scratch) = (Activations::new(), Scratch::new());
+    for (tokens, precision) in [(1, Precision::Exact), (1, Precision::Fast), (5, Precision::Exact)] {
+        let values = numbers.values(tokens * cols, 1.0);
+        x.load(&values, cols, &[], precision, isa)?;
+        let mut each = Vec::new();
+        for matrix in &matrices {
+            let mut y = vec![0.0; tokens * matrix.rows()];
+            matrix.multiply(&x, &mut y, &mut scratch)?;
+            each.extend(y);
+        }
+        let mut all = vec![1.0; each.len()];
+        pool.install(|| Linear::multiply_all(&matrices, &x, &mut all, &mut scratch))?;
+        assert_eq!(bits(&all), bits(&each), "{tokens} tokens, {precision:?}");
+        assert!(Linear::multiply_all(&matrices, &x, &mut all[1..], &mut scratch).is_err());
+    }
+    Ok(())
+}
+
+#[test]
 fn tokens_change_nothing_in_exact_products() -> Result {
     let (rows, cols) = (40, 200);
     let node = Grouped::symmetric(4, 32).node(rows, cols, &mut Numbers(1))?;

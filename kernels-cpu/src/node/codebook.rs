@@ -1,11 +1,9 @@
 //! `codebook`: sums of entries, which are decoded once.
 
-use super::{Plan as AnyPlan, read_child};
-use crate::arch::Simd;
+use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::error::Result;
-use crate::work::Work;
+use crate::work::sized;
 use cmf_format::encoding::codebook::View;
-use core::ops::Range;
 
 /// Most values of all entries that are decoded: 256 KiB, which a cache of a core holds.
 const MOST_VALUES: usize = 1 << 16;
@@ -53,21 +51,17 @@ impl Plan {
         })
     }
 
-    pub(super) fn decode(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
+    pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
         let mut raw = core::mem::take(&mut work.raw);
         let mut done = Ok(());
         for (row, out) in rows.zip(out.chunks_exact_mut(view.cols())) {
             let mut scales: &[f32] = &[];
             if let (Some(scale), Some(plan)) = (view.scale(), &self.scale) {
-                done = read_child(simd, scale, plan, row..row + 1, 1, &mut raw, work.below());
-                scales = raw.get(..scale.cols()).unwrap_or(&[]);
+                let (child, out) = (Node { view: scale, plan }, sized(&mut raw, scale.cols()));
+                let wanted = Wanted { simd, rows: row..row + 1, out: &mut *out, work: work.below() };
+                done = read_child(child, 1, wanted);
+                scales = out;
             }
             if done.is_err() {
                 break;

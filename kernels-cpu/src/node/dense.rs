@@ -1,6 +1,7 @@
 //! `dense`: elements multiplied with as they lie.
 
-use crate::arch::{self, Simd};
+use super::Wanted;
+use crate::arch;
 use crate::error::Result;
 use crate::operands::{Element, Elements, Input};
 use cmf_format::DType;
@@ -17,19 +18,14 @@ pub(super) fn element(dtype: DType) -> Option<Element> {
     }
 }
 
-pub(super) fn multiply(
-    simd: Simd,
-    element: Element,
-    view: &View<'_>,
-    rows: Range<usize>,
-    input: &Input<'_>,
-    out: &mut [f32],
-) {
+pub(super) fn multiply(element: Element, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) {
+    let Wanted { simd, rows, out, .. } = wanted;
     let (count, cols) = (rows.len(), view.cols());
     arch::elements(simd, &Elements { element, bytes: bytes(view, rows), rows: count, cols }, input, out);
 }
 
-pub(super) fn decode(simd: Simd, view: &View<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+pub(super) fn decode(view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+    let Wanted { simd, rows, out, .. } = wanted;
     let bytes = bytes(view, rows);
     match view.dtype() {
         DType::F16 => {

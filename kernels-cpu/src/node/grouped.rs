@@ -1,10 +1,10 @@
 //! `grouped`: codes with scales and zero points, which are spread out for some rows at a time.
 
-use super::{Plan as AnyPlan, read_child};
-use crate::arch::{self, Simd};
+use super::{Node, Plan as AnyPlan, Wanted, read_child};
+use crate::arch;
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, Small, StoredScales, Twice, Zero};
-use crate::work::{Work, sized};
+use crate::work::sized;
 use cmf_format::DType;
 use cmf_format::bits::row_bytes;
 use cmf_format::encoding::View as AnyView;
@@ -136,26 +136,16 @@ impl Plan {
         self.blocks.next_multiple_of(2)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-    pub(super) fn multiply(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        is_fast: bool,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        let is_fast = is_fast && self.values.is_none();
-        if is_fast
+    pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        if self.is_fast(input)
             && self.zero == Zero::None
             && let Some(codes) = self.as_stored(view, rows.clone())
             && arch::fast_stored(simd, &codes, input, sized(&mut work.lanes, self.stride()), out)
         {
             return Ok(());
         }
-        if is_fast
+        if self.is_fast(input)
             && input.tokens < FEW
             && !input.halves.is_empty()
             && let Some(twice) = self.as_twice(view, rows.clone())
@@ -165,26 +155,27 @@ impl Plan {
                 return Ok(());
             }
         }
-        self.multiply_source(simd, &Source::of(view), rows, input, is_fast, out, work)
+        self.multiply_source(&Source::of(view), input, Wanted { simd, rows, out, work })
+    }
+
+    /// Whether products are sums of integers.
+    fn is_fast(&self, input: &Input<'_>) -> bool {
+        input.is_quantised() && self.values.is_none()
     }
 
     /// [`Plan::multiply`] with scales that are spread out.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     pub(super) fn multiply_source(
         &self,
-        simd: Simd,
         source: &Source<'_, '_>,
-        rows: Range<usize>,
         input: &Input<'_>,
-        is_fast: bool,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
     ) -> Result<()> {
-        let is_fast = is_fast && self.values.is_none();
+        let Wanted { simd, rows, out, work } = wanted;
         let mut lanes = core::mem::take(&mut work.lanes);
         let of_tokens = sized(&mut lanes, input.tokens);
-        let done = self.each_rows(simd, source, rows, input.tokens, out, work, &mut |codes, zeros, out| {
-            if !is_fast {
+        let wanted = Wanted { simd, rows, out, work: &mut *work };
+        let done = self.each_rows(source, input.tokens, wanted, &mut |codes, zeros, out| {
+            if !self.is_fast(input) {
                 arch::exact(simd, &Codes { zeros, ..codes }, input, out);
                 return;
             }
@@ -259,83 +250,61 @@ impl Plan {
         }
     }
 
-    pub(super) fn decode(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        self.decode_source(simd, &Source::of(view), rows, out, work)
+    pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+        self.decode_source(&Source::of(view), wanted)
     }
 
-    pub(super) fn decode_source(
-        &self,
-        simd: Simd,
-        source: &Source<'_, '_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        let cols = source.cols;
-        self.each_rows(simd, source, rows, cols, out, work, &mut |codes, zeros, out| {
+    pub(super) fn decode_source(&self, source: &Source<'_, '_>, wanted: Wanted<'_>) -> Result<()> {
+        let (simd, cols) = (wanted.simd, source.cols);
+        self.each_rows(source, cols, wanted, &mut |codes, zeros, out| {
             arch::decode(simd, &Codes { zeros, ..codes }, cols, out);
         })
     }
 
     /// Hands some rows at a time with their scales and zero points to `kernel`, and their part of
     /// `out`, which has `width` values a row.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     fn each_rows(
         &self,
-        simd: Simd,
         source: &Source<'_, '_>,
-        rows: Range<usize>,
         width: usize,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
         kernel: &mut Kernel<'_>,
     ) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
         let (mut scales, mut zeros) = (core::mem::take(&mut work.scales), core::mem::take(&mut work.zeros));
         let length = ROWS * self.stride() * GRANULES;
         let (all_scales, all_zeros) = (sized(&mut scales, length), sized(&mut zeros, length));
-        let outs = out.chunks_mut((ROWS * width).max(1));
-        let mut done = Ok(());
-        for (start, out) in rows.clone().step_by(ROWS).zip(outs) {
-            let rows = start..rows.end.min(start + ROWS);
+        let wanted = Wanted { simd, rows, out, work: &mut *work };
+        let done = wanted.parts(ROWS, width, &mut |Wanted { simd, rows, out, work }| {
             let part = rows.len() * self.stride() * GRANULES;
             let scales = all_scales.get_mut(..part).unwrap_or(&mut []);
             let zeros = all_zeros.get_mut(..part).unwrap_or(&mut []);
-            done = self.spread(simd, source.scale, &self.scale, rows.clone(), source.cols, scales, work);
-            if done.is_ok() && self.zero != Zero::None {
-                done = self.spread(simd, source.zero, &self.zeros, rows.clone(), source.cols, zeros, work);
+            let mut spread = |view, plan, out: &mut [f32]| {
+                self.spread(view, plan, source.cols, Wanted { simd, rows: rows.clone(), out, work })
+            };
+            spread(source.scale, &self.scale, scales)?;
+            if self.zero != Zero::None {
+                spread(source.zero, &self.zeros, zeros)?;
             }
-            if done.is_err() {
-                break;
-            }
-            let codes = self.codes(source, rows, scales);
-            kernel(codes, zeros, out);
-        }
+            kernel(self.codes(source, rows, scales), zeros, out);
+            Ok(())
+        });
         (work.scales, work.zeros) = (scales, zeros);
         done
     }
 
     /// The values of groups, one for each granule, 0 beyond the last column.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     fn spread(
         &self,
-        simd: Simd,
-        child: Option<&AnyView<'_>>,
+        view: Option<&AnyView<'_>>,
         plan: &Option<Box<AnyPlan>>,
-        rows: Range<usize>,
         cols: usize,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
     ) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
         let width = self.stride() * GRANULES;
         let granules = cols.div_ceil(GRANULE);
-        let (Some(view), Some(plan)) = (child, plan) else {
+        let (Some(view), Some(plan)) = (view, plan) else {
             for out in out.chunks_exact_mut(width) {
                 let (own, beyond) = out.split_at_mut(granules.min(width));
                 own.fill(1.0);
@@ -344,10 +313,10 @@ impl Plan {
             return Ok(());
         };
         let mut raw = core::mem::take(&mut work.raw);
-        let count = rows.len() * view.cols();
-        let done = read_child(simd, view, plan, rows, self.group_rows, &mut raw, work.below());
-        let values = raw.get(..count).unwrap_or(&[]).chunks_exact(view.cols().max(1));
-        for (values, out) in values.zip(out.chunks_exact_mut(width)) {
+        let values = sized(&mut raw, rows.len() * view.cols());
+        let wanted = Wanted { simd, rows, out: &mut *values, work: work.below() };
+        let done = read_child(Node { view, plan }, self.group_rows, wanted);
+        for (values, out) in values.chunks_exact(view.cols().max(1)).zip(out.chunks_exact_mut(width)) {
             let (own, beyond) = out.split_at_mut(granules.min(width));
             simd.run(
                 #[inline(always)]

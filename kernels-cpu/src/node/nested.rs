@@ -1,11 +1,11 @@
 //! `nested`: bit planes, which become codes of a byte each for some rows at a time.
 
 use super::grouped::{self, Source};
-use super::{Plan as AnyPlan, read_child};
-use crate::arch::{self, Simd};
+use super::{Node, Plan as AnyPlan, Wanted, read_child};
+use crate::arch;
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Zero};
-use crate::work::{Work, sized, sized_with};
+use crate::work::{sized, sized_with};
 use cmf_format::encoding::View as AnyView;
 use cmf_format::encoding::nested::{Level, Rounding, Values, View};
 use core::ops::Range;
@@ -44,8 +44,8 @@ enum Meaning {
     Table(Box<AnyPlan>),
 }
 
-/// Takes some rows, their codes and their part of the output.
-type Kernel<'k> = dyn FnMut(Range<usize>, &[[u8; BLOCK]], &mut [f32], &mut Work) -> Result<()> + 'k;
+/// Takes the codes of some rows.
+type Kernel<'k> = dyn FnMut(&[[u8; BLOCK]], Wanted<'_>) -> Result<()> + 'k;
 
 impl Plan {
     /// `None` for what the kernels do not do: groups of columns that are no multiple of 16.
@@ -65,34 +65,20 @@ impl Plan {
     }
 
     /// Products with the level, which has none below.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-    pub(super) fn multiply(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        is_fast: bool,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        self.level.multiply(simd, view, view.level(), rows, input, is_fast, out, work)
+    pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
+        self.level.multiply(view, view.level(), input, wanted)
     }
 
-    pub(super) fn decode(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        self.level.decode(simd, view, view.level(), rows.clone(), out, work)?;
+    pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        let level = Wanted { simd, rows: rows.clone(), out: &mut *out, work: &mut *work };
+        self.level.decode(view, view.level(), level)?;
         let (Some(part), Some(values)) = (&self.lower, view.lower()) else { return Ok(()) };
         let mut lanes = core::mem::take(&mut work.lanes);
         let lower = sized(&mut lanes, out.len().div_ceil(16)).as_flattened_mut();
         let lower = lower.get_mut(..out.len()).unwrap_or(&mut []);
-        let done = part.decode(simd, view, values, rows, lower, work).map_err(|e| e.within("lower"));
+        let wanted = Wanted { simd, rows, out: &mut *lower, work: &mut *work };
+        let done = part.decode(view, values, wanted).map_err(|e| e.within("lower"));
         simd.run(
             #[inline(always)]
             || out.iter_mut().zip(&*lower).for_each(|(out, lower)| *out -= lower),
@@ -127,81 +113,59 @@ impl Part {
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     fn multiply(
         &self,
-        simd: Simd,
         view: &View<'_>,
         values: &Values<'_>,
-        rows: Range<usize>,
         input: &Input<'_>,
-        is_fast: bool,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
     ) -> Result<()> {
-        self.each_rows(simd, view, rows, input.tokens, out, work, &mut |rows, panel, out, work| match (
-            &self.meaning,
-            values,
-        ) {
+        self.each_rows(view, input.tokens, wanted, &mut |panel, wanted| match (&self.meaning, values) {
             (Meaning::Integer(plan), Values::Integer { scale, zero }) => {
-                let source = source(&rows, panel, scale, zero, view.cols());
-                plan.multiply_source(simd, &source, rows, input, is_fast, out, work)
+                let source = source(&wanted.rows, panel, scale, zero, view.cols());
+                plan.multiply_source(&source, input, wanted)
             }
-            (Meaning::Table(plan), Values::Table(table)) => {
-                let each = &mut |codes: Codes<'_>, out: &mut [f32]| arch::exact(simd, &codes, input, out);
-                self.each_table(simd, plan, table, rows, panel, input.tokens, out, work, each)
+            (Meaning::Table(plan), Values::Table(view)) => {
+                let simd = wanted.simd;
+                self.each_table(Node { view, plan }, panel, input.tokens, wanted, &mut |codes, out| {
+                    arch::exact(simd, &codes, input, out);
+                })
             }
             _ => Ok(()),
         })
     }
 
-    fn decode(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        values: &Values<'_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
+    fn decode(&self, view: &View<'_>, values: &Values<'_>, wanted: Wanted<'_>) -> Result<()> {
         let cols = view.cols();
-        self.each_rows(simd, view, rows, cols, out, work, &mut |rows, panel, out, work| match (
-            &self.meaning,
-            values,
-        ) {
+        self.each_rows(view, cols, wanted, &mut |panel, wanted| match (&self.meaning, values) {
             (Meaning::Integer(plan), Values::Integer { scale, zero }) => {
-                let source = source(&rows, panel, scale, zero, cols);
-                plan.decode_source(simd, &source, rows, out, work)
+                plan.decode_source(&source(&wanted.rows, panel, scale, zero, cols), wanted)
             }
-            (Meaning::Table(plan), Values::Table(table)) => {
-                let each = &mut |codes: Codes<'_>, out: &mut [f32]| arch::decode(simd, &codes, cols, out);
-                self.each_table(simd, plan, table, rows, panel, cols, out, work, each)
+            (Meaning::Table(plan), Values::Table(view)) => {
+                let simd = wanted.simd;
+                self.each_table(Node { view, plan }, panel, cols, wanted, &mut |codes, out| {
+                    arch::decode(simd, &codes, cols, out);
+                })
             }
             _ => Ok(()),
         })
     }
 
-    /// Hands the codes of some rows at a time to `kernel`, and their part of `out`, which has `width`
-    /// values a row.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+    /// Hands the codes of some rows at a time to `kernel`. `out` has `width` values a row.
     fn each_rows(
         &self,
-        simd: Simd,
         view: &View<'_>,
-        rows: Range<usize>,
         width: usize,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
         kernel: &mut Kernel<'_>,
     ) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
         let mut panel = core::mem::take(&mut work.panel);
         let all = sized_with(&mut panel, ROWS * self.blocks, [0; BLOCK]);
-        let outs = out.chunks_mut((ROWS * width).max(1));
-        let mut done = Ok(());
-        for (start, out) in rows.clone().step_by(ROWS).zip(outs) {
-            let rows = start..rows.end.min(start + ROWS);
-            let codes = all.get_mut(..rows.len() * self.blocks).unwrap_or(&mut []);
-            for (row, codes) in rows.clone().zip(codes.chunks_exact_mut(self.blocks)) {
+        let wanted = Wanted { simd, rows, out, work: &mut *work };
+        let done = wanted.parts(ROWS, width, &mut |wanted| {
+            let codes = all.get_mut(..wanted.rows.len() * self.blocks).unwrap_or(&mut []);
+            for (row, codes) in wanted.rows.clone().zip(codes.chunks_exact_mut(self.blocks)) {
                 let mut planes: [&[u8]; 8] = [&[]; 8];
                 for (plane, bytes) in planes.iter_mut().zip(view.planes()) {
                     *plane = bytes.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[]);
@@ -211,30 +175,23 @@ impl Part {
                     codes.as_flattened_mut().iter_mut().for_each(|code| *code = of[usize::from(*code)]);
                 }
             }
-            done = kernel(rows, codes, out, work);
-            if done.is_err() {
-                break;
-            }
-        }
+            kernel(codes, wanted)
+        });
         work.panel = panel;
         done
     }
 
     /// Hands each row with its table to `kernel`, and its part of `out`, which has `width` values.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     fn each_table(
         &self,
-        simd: Simd,
-        plan: &AnyPlan,
-        table: &AnyView<'_>,
-        rows: Range<usize>,
+        table: Node<'_, '_>,
         panel: &[[u8; BLOCK]],
         width: usize,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
         kernel: &mut dyn FnMut(Codes<'_>, &mut [f32]),
     ) -> Result<()> {
-        let (mut raw, mut scales) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.scales));
+        let Wanted { simd, rows, out, work } = wanted;
+        let mut scales = core::mem::take(&mut work.scales);
         let granules = self.blocks.next_multiple_of(2) * GRANULES;
         let ones = sized(&mut scales, granules);
         ones.fill(1.0);
@@ -242,11 +199,11 @@ impl Part {
         let mut done = Ok(());
         let parts = panel.chunks_exact(self.blocks).zip(out.chunks_exact_mut(width.max(1)));
         for (row, (panel, out)) in rows.zip(parts) {
-            done = read_child(simd, table, plan, row..row + 1, 1, &mut raw, work.below());
+            let own = values.get_mut(..table.view.cols()).unwrap_or(&mut []);
+            done = read_child(table, 1, Wanted { simd, rows: row..row + 1, out: own, work: work.below() });
             if done.is_err() {
                 break;
             }
-            values.iter_mut().zip(&raw).for_each(|(value, from)| *value = *from);
             let codes = Codes {
                 bits: 8,
                 used_bits: self.bits,
@@ -263,7 +220,7 @@ impl Part {
             };
             kernel(codes, out);
         }
-        (work.raw, work.scales) = (raw, scales);
+        work.scales = scales;
         done
     }
 }

@@ -2,7 +2,7 @@
 
 mod table;
 
-use super::{Plan as AnyPlan, read_child};
+use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Words, Zero};
@@ -55,19 +55,11 @@ impl Plan {
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-    pub(super) fn multiply(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        is_fast: bool,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        if !is_fast {
-            return self.each_row_of_words(simd, view, rows, input.tokens, out, work, &mut |codes, out| {
+    pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        if !input.is_quantised() {
+            let wanted = Wanted { simd, rows, out, work };
+            return self.each_row_of_words(view, input.tokens, wanted, &mut |codes, out| {
                 arch::exact(simd, &codes, input, out);
             });
         }
@@ -93,33 +85,23 @@ impl Plan {
         done
     }
 
-    pub(super) fn decode(
-        &self,
-        simd: Simd,
-        view: &View<'_>,
-        rows: Range<usize>,
-        out: &mut [f32],
-        work: &mut Work,
-    ) -> Result<()> {
-        let cols = view.cols();
-        self.each_row_of_words(simd, view, rows, cols, out, work, &mut |codes, out| {
+    pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let (simd, cols) = (wanted.simd, view.cols());
+        self.each_row_of_words(view, cols, wanted, &mut |codes, out| {
             arch::decode(simd, &codes, cols, out);
         })
     }
 
     /// Hands the values of a row of words at a time, as codes, to `kernel`, and their part of `out`,
     /// which has `width` values a row.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     fn each_row_of_words(
         &self,
-        simd: Simd,
         view: &View<'_>,
-        rows: Range<usize>,
         width: usize,
-        out: &mut [f32],
-        work: &mut Work,
+        wanted: Wanted<'_>,
         kernel: &mut dyn FnMut(Codes<'_>, &mut [f32]),
     ) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
         let blocks = view.cols().div_ceil(BLOCK);
         let (mut panel, mut spread) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.scales));
         let first = rows.start;
@@ -169,9 +151,9 @@ impl Plan {
             return Ok(());
         }
         let (mut raw, mut wrap) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.wrap));
-        let scales = view.scale();
-        let done =
-            read_child(simd, scales, &self.scale, rows.clone(), self.scale_rows, &mut raw, work.below());
+        let scales = sized(&mut raw, rows.len());
+        let wanted = Wanted { simd, rows: rows.clone(), out: &mut *scales, work: work.below() };
+        let done = read_child(Node { view: view.scale(), plan: &self.scale }, self.scale_rows, wanted);
         let height = 32 / self.step_bits;
         let all = view.paths().as_chunks::<4>().0;
         let mut row = rows.start;
@@ -202,7 +184,7 @@ impl Plan {
                 skip: in_path - first * height,
                 rows: row..last_row,
             };
-            kernel(part, raw.get(row - rows.start..last_row - rows.start).unwrap_or(&[]));
+            kernel(part, scales.get(row - rows.start..last_row - rows.start).unwrap_or(&[]));
             row = last_row;
         }
         (work.raw, work.wrap) = (raw, wrap);

@@ -17,8 +17,8 @@ impl Buffers {
         self.activations.bytes().saturating_add(self.scratch.bytes())
     }
 
-    /// The products of `x`, `[tokens, inputs]`, with each of `matrices`. Input-side transforms that
-    /// neighbours share are computed once.
+    /// The products of `x`, `[tokens, inputs]`, with each of `matrices`. Neighbours that share their
+    /// input-side transforms are multiplied with at once.
     pub(super) fn multiply(
         &mut self,
         matrices: &[&Linear<'_>],
@@ -37,18 +37,22 @@ impl Buffers {
         };
         let start = layout.start_offset();
         let values = values.get(start..start + tokens * cols).unwrap_or(&[]);
-        let mut loaded: Option<&Linear<'_>> = None;
-        let products = matrices.iter().map(|matrix| {
-            if !loaded.is_some_and(|loaded| matrix.shares_input(loaded)) {
-                let transforms = matrix.view().input_transforms();
-                self.activations.load(values, cols, transforms, precision, matrix.isa())?;
-                loaded = Some(matrix);
+        let mut products = Vec::with_capacity(matrices.len());
+        for matrices in matrices.chunk_by(|one, next| next.shares_input(one)) {
+            let Some(first) = matrices.first() else { continue };
+            let transforms = first.view().input_transforms();
+            self.activations.load(values, cols, transforms, precision, first.isa())?;
+            let outputs = matrices.iter().map(|matrix| matrix.rows()).sum::<usize>();
+            let mut all = vec![0.0; tokens.saturating_mul(outputs)];
+            Linear::multiply_all(matrices, &self.activations, &mut all, &mut self.scratch)?;
+            let mut rest = all.as_slice();
+            for matrix in matrices {
+                let (own, beyond) = rest.split_at(tokens * matrix.rows());
+                products.push(Tensor::from_slice(own, (tokens, matrix.rows()), &Device::Cpu)?);
+                rest = beyond;
             }
-            let mut product = vec![0.0; tokens.saturating_mul(matrix.rows())];
-            matrix.multiply(&self.activations, &mut product, &mut self.scratch)?;
-            Ok(Tensor::from_vec(product, (tokens, matrix.rows()), &Device::Cpu)?)
-        });
-        products.collect()
+        }
+        Ok(products)
     }
 
     /// The rows `ids` of a matrix.

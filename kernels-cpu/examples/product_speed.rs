@@ -1,6 +1,6 @@
 //! How fast products with packed weights are, beside a plain read of the same bytes in the same rounds.
 //!
-//! `cargo run --release -p cmf-kernels-cpu --example speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]`
+//! `cargo run --release -p cmf-kernels-cpu --example product_speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]`
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
 use cmf_format::encoding::nested::Rounding;
