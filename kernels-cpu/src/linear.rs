@@ -121,6 +121,12 @@ impl<'a> Linear<'a> {
         if y.is_empty() {
             return Ok(());
         }
+        // Threads get whole parts of each matrix, so that values do not depend on their number.
+        if let [others @ .., _] = matrices
+            && !others.iter().all(|matrix| matrix.rows().is_multiple_of(PART_ROWS))
+        {
+            return each_part(matrices, tokens, y, |matrix, _, y| matrix.multiply(x, y, scratch));
+        }
         match tokens {
             1 => Self::products(matrices, x, y, scratch)?,
             _ => {

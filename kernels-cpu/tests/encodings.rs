@@ -331,10 +331,13 @@ fn matrices_multiplied_at_once_give_what_each_gives() -> Result {
         output: vec![TransformEntry::SignHadamard { block: 32, seed: 7 }],
         ..Parts::of(Grouped::symmetric(4, 32).node(96, cols, &mut numbers)?)
     };
+    let zero = Grouped { twice: true, zero: ZeroOp::Add, ..Grouped::symmetric(4, 32) };
     let files = [
-        Parts::of(Trellis::PLAIN.node(70, cols, &mut numbers)?).archive(70, cols)?,
-        Parts::of(factors(33, cols)?).archive(33, cols)?,
+        Parts::of(Trellis::PLAIN.node(64, cols, &mut numbers)?).archive(64, cols)?,
         turned.archive(96, cols)?,
+        Parts::of(zero.node(160, cols, &mut numbers)?).archive(160, cols)?,
+        Parts::of(factors(32, cols)?).archive(32, cols)?,
+        Parts::of(zero.node(33, cols, &mut numbers)?).archive(33, cols)?,
         Parts::of(Grouped::symmetric(8, 32).node(1, cols, &mut numbers)?).archive(1, cols)?,
     ];
     let archives = files.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>>>()?;
@@ -344,19 +347,23 @@ fn matrices_multiplied_at_once_give_what_each_gives() -> Result {
     let matrices: Vec<&Linear<'_>> = matrices.iter().collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build()?;
     let (mut x, mut scratch) = (Activations::new(), Scratch::new());
-    for (tokens, precision) in [(1, Precision::Exact), (1, Precision::Fast), (5, Precision::Exact)] {
+    // Parts of 32 rows of all but the last, and then not.
+    let cases = [(1, Precision::Exact), (1, Precision::Fast), (5, Precision::Exact), (3, Precision::Fast)];
+    for (tokens, precision, matrices) in
+        cases.into_iter().flat_map(|(t, p)| [(t, p, &matrices[..5]), (t, p, &matrices[..])])
+    {
         let values = numbers.values(tokens * cols, 1.0);
         x.load(&values, cols, &[], precision, isa)?;
         let mut each = Vec::new();
-        for matrix in &matrices {
+        for matrix in matrices {
             let mut y = vec![0.0; tokens * matrix.rows()];
             matrix.multiply(&x, &mut y, &mut scratch)?;
             each.extend(y);
         }
         let mut all = vec![1.0; each.len()];
-        pool.install(|| Linear::multiply_all(&matrices, &x, &mut all, &mut scratch))?;
+        pool.install(|| Linear::multiply_all(matrices, &x, &mut all, &mut scratch))?;
         assert_eq!(bits(&all), bits(&each), "{tokens} tokens, {precision:?}");
-        assert!(Linear::multiply_all(&matrices, &x, &mut all[1..], &mut scratch).is_err());
+        assert!(Linear::multiply_all(matrices, &x, &mut all[1..], &mut scratch).is_err());
     }
     Ok(())
 }

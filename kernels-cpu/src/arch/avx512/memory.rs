@@ -127,6 +127,26 @@ pub(super) fn sum(lanes: __m512) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn sums_of_four([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    let pairs = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let [ab, cd] = [_mm512_castps_pd(pairs(a, b)), _mm512_castps_pd(pairs(c, d))];
+    // In each four lanes the sums of a, b, c and d.
+    let fours = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+    );
+    let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(fours)));
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(fours), upper);
+    let sums = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let mut out = [0.0; 4];
+    // SAFETY: the array has room for the 4 values that are written.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+    out
+}
+
 /// The transpose of eight vectors of eight quadwords.
 #[inline]
 #[target_feature(enable = "avx512f")]
