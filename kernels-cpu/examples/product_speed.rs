@@ -1,6 +1,7 @@
 //! How fast products with packed weights are, beside a plain read of the same bytes in the same rounds.
 //!
-//! `cargo run --release -p cmf-kernels-cpu --example product_speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]`
+//! `cargo run --release -p cmf-kernels-cpu --example product_speed -- [THREADS] [NAMES THAT HOLD] [INSTRUCTION SET]
+//! [ROWSxCOLS]`
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
 use cmf_format::encoding::nested::Rounding;
@@ -14,51 +15,52 @@ use std::time::Instant;
 mod common;
 use common::{Grouped, Numbers, Parts, Result, Trellis, levels, parse, plain, planes, vectors, view};
 
-const ROWS: usize = 4096;
-const COLS: usize = 4096;
+/// Rows and columns.
+type Shape = (usize, usize);
 
-type Make = fn(&mut Numbers) -> Result<Vec<NodeData>>;
+type Make = fn(Shape, &mut Numbers) -> Result<Vec<NodeData>>;
 
-fn trellis(state_bits: u8, step_bits: u8, odd: bool, numbers: &mut Numbers) -> Result<NodeData> {
-    Trellis { state_bits, step_bits, scale_rows: 32, odd, ..Trellis::PLAIN }.node(ROWS, COLS, numbers)
+fn trellis((rows, cols): Shape, state_bits: u8, step_bits: u8, numbers: &mut Numbers) -> Result<NodeData> {
+    let own = Trellis { state_bits, step_bits, scale_rows: 32, odd: true, ..Trellis::PLAIN };
+    own.node(rows, cols, numbers)
 }
 
-fn hashed(state_bits: u8, numbers: &mut Numbers) -> Result<NodeData> {
+fn hashed((rows, cols): Shape, state_bits: u8, numbers: &mut Numbers) -> Result<NodeData> {
     let own = Trellis { state_bits, scale_rows: 32, hashed: true, ..Trellis::PLAIN };
-    own.node(ROWS, COLS, numbers)
+    own.node(rows, cols, numbers)
 }
 
-fn grouped(bits: u8, group_cols: u32, numbers: &mut Numbers) -> Result<Vec<NodeData>> {
-    Ok(vec![Grouped::symmetric(bits, group_cols).node(ROWS, COLS, numbers)?])
+fn grouped((rows, cols): Shape, bits: u8, group_cols: u32, numbers: &mut Numbers) -> Result<Vec<NodeData>> {
+    Ok(vec![Grouped::symmetric(bits, group_cols).node(rows, cols, numbers)?])
 }
 
 const CASES: &[(&str, Make)] = &[
-    ("grouped 2 bits, groups of 32", |n| grouped(2, 32, n)),
-    ("grouped 3 bits, groups of 32", |n| grouped(3, 32, n)),
-    ("grouped 4 bits, groups of 32", |n| grouped(4, 32, n)),
-    ("grouped 4 bits, groups of 64", |n| grouped(4, 64, n)),
-    ("grouped 4 bits, zero points, both twice", |n| {
+    ("grouped 2 bits, groups of 32", |s, n| grouped(s, 2, 32, n)),
+    ("grouped 3 bits, groups of 32", |s, n| grouped(s, 3, 32, n)),
+    ("grouped 4 bits, groups of 32", |s, n| grouped(s, 4, 32, n)),
+    ("grouped 4 bits, groups of 64", |s, n| grouped(s, 4, 64, n)),
+    ("grouped 4 bits, zero points, both twice", |s, n| {
         let own = Grouped::symmetric(4, 32);
         let map = CodeMap::Integer { offset: 0 };
-        Ok(vec![Grouped { zero: ZeroOp::Add, twice: true, map, ..own }.node(ROWS, COLS, n)?])
+        Ok(vec![Grouped { zero: ZeroOp::Add, twice: true, map, ..own }.node(s.0, s.1, n)?])
     }),
-    ("grouped 8 bits, groups of 64", |n| grouped(8, 64, n)),
-    ("trellis 2 bits, windows of 6", |n| Ok(vec![trellis(6, 2, true, n)?])),
-    ("trellis 2 bits, windows of 7", |n| Ok(vec![trellis(7, 2, true, n)?])),
-    ("trellis 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?])),
-    ("trellis 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?])),
-    ("trellis 2 bits, hashed windows of 10", |n| Ok(vec![hashed(10, n)?])),
-    ("trellis 2 bits, hashed windows of 12", |n| Ok(vec![hashed(12, n)?])),
-    ("trellis 1 bit, windows of 8", |n| Ok(vec![trellis(8, 1, true, n)?])),
-    ("trellis 2 + 2 bits, windows of 6", |n| Ok(vec![trellis(6, 2, true, n)?, trellis(6, 2, true, n)?])),
-    ("trellis 2 + 2 bits, windows of 8", |n| Ok(vec![trellis(8, 2, true, n)?, trellis(8, 2, true, n)?])),
-    ("trellis 2 + 2 bits, windows of 10", |n| Ok(vec![trellis(10, 2, true, n)?, trellis(10, 2, true, n)?])),
-    ("trellis 2 + 2 bits, hashed windows of 12", |n| Ok(vec![hashed(12, n)?, hashed(12, n)?])),
-    ("nested 4 bits, tables", |_| Ok(vec![planes(ROWS, COLS, 4)?])),
-    ("nested 4 bits, groups of 64", |_| levels(ROWS, COLS, &[4], Rounding::Floor, 64)),
-    ("nested 3 and 4 bits, groups of 64", |_| levels(ROWS, COLS, &[3, 4], Rounding::Floor, 64)),
-    ("codebook, 2 of 64 vectors of 8", |_| Ok(vec![vectors(ROWS, COLS, 8, 2, 0)?])),
-    ("dense f16", |n| Ok(vec![plain(DType::F16, ROWS, COLS, &n.values(ROWS * COLS, 1.0))?])),
+    ("grouped 8 bits, groups of 64", |s, n| grouped(s, 8, 64, n)),
+    ("trellis 2 bits, windows of 6", |s, n| Ok(vec![trellis(s, 6, 2, n)?])),
+    ("trellis 2 bits, windows of 7", |s, n| Ok(vec![trellis(s, 7, 2, n)?])),
+    ("trellis 2 bits, windows of 8", |s, n| Ok(vec![trellis(s, 8, 2, n)?])),
+    ("trellis 2 bits, windows of 10", |s, n| Ok(vec![trellis(s, 10, 2, n)?])),
+    ("trellis 2 bits, hashed windows of 10", |s, n| Ok(vec![hashed(s, 10, n)?])),
+    ("trellis 2 bits, hashed windows of 12", |s, n| Ok(vec![hashed(s, 12, n)?])),
+    ("trellis 1 bit, windows of 8", |s, n| Ok(vec![trellis(s, 8, 1, n)?])),
+    ("trellis 2 + 2 bits, windows of 6", |s, n| Ok(vec![trellis(s, 6, 2, n)?, trellis(s, 6, 2, n)?])),
+    ("trellis 2 + 2 bits, windows of 8", |s, n| Ok(vec![trellis(s, 8, 2, n)?, trellis(s, 8, 2, n)?])),
+    ("trellis 2 + 2 bits, windows of 10", |s, n| Ok(vec![trellis(s, 10, 2, n)?, trellis(s, 10, 2, n)?])),
+    ("trellis 2 + 2 bits, hashed windows of 12", |s, n| Ok(vec![hashed(s, 12, n)?, hashed(s, 12, n)?])),
+    ("nested 4 bits, tables", |s, _| Ok(vec![planes(s.0, s.1, 4)?])),
+    ("nested 4 bits, groups of 64", |s, _| levels(s.0, s.1, &[4], Rounding::Floor, 64)),
+    ("nested 3 and 4 bits, groups of 64", |s, _| levels(s.0, s.1, &[3, 4], Rounding::Floor, 64)),
+    ("codebook, 2 of 64 vectors of 8", |s, _| Ok(vec![vectors(s.0, s.1, 8, 2, 0)?])),
+    ("dense f16", |s, n| Ok(vec![plain(DType::F16, s.0, s.1, &n.values(s.0 * s.1, 1.0))?])),
 ];
 
 fn main() -> Result {
@@ -72,17 +74,20 @@ fn main() -> Result {
         }
         None => Isa::detect(),
     };
-    println!("{ROWS} x {COLS}, {isa:?}, threads {threads}");
+    let shape = args.next().unwrap_or_else(|| "4096x4096".into());
+    let (rows, cols) = shape.split_once('x').ok_or("a shape is ROWSxCOLS")?;
+    let (rows, cols) = (rows.parse()?, cols.parse()?);
+    println!("{rows} x {cols}, {isa:?}, threads {threads}");
     println!(
         "{:40} {:>9} {:>6} {:>11} {:>11} {:>9} {:>6} {:>8}",
         "", "precision", "batch", "Gweights/s", "packed GB/s", "read GB/s", "share", "GFLOP/s"
     );
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     for (name, make) in CASES.iter().filter(|(name, _)| name.contains(&wanted)) {
-        let nodes = make(&mut Numbers(1))?;
+        let nodes = make((rows, cols), &mut Numbers(1))?;
         let packed = nodes.iter().map(NodeData::stored_bytes).sum::<u64>() as usize;
         let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
-        let bytes = Parts { terms, ..Parts::default() }.archive(ROWS, COLS)?;
+        let bytes = Parts { terms, ..Parts::default() }.archive(rows, cols)?;
         let archive = parse(&bytes)?;
         let linear = Linear::new(view(&archive)?, isa)?;
         pool.install(|| measure(name, &linear, bytes.get(..packed).unwrap_or(&bytes)))
@@ -93,13 +98,14 @@ fn main() -> Result {
 
 fn measure(name: &str, linear: &Linear<'_>, packed: &[u8]) -> Result<(), String> {
     let text = |e: cmf_format::Error| e.to_string();
+    let (rows, cols) = (linear.rows(), linear.cols());
     let mut scratch = Scratch::new();
     for (precision, batch) in
         [(Precision::Fast, 1), (Precision::Fast, 32), (Precision::Exact, 1), (Precision::Exact, 32)]
     {
         let mut x = Activations::new();
-        x.load(&Numbers(2).values(batch * COLS, 1.0), COLS, &[], precision, linear.isa()).map_err(text)?;
-        let mut y = vec![0.0; batch * ROWS];
+        x.load(&Numbers(2).values(batch * cols, 1.0), cols, &[], precision, linear.isa()).map_err(text)?;
+        let mut y = vec![0.0; batch * rows];
         let (mut ours, mut read) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..if batch == 1 { 40 } else { 4 } {
             let begun = Instant::now();
@@ -110,7 +116,7 @@ fn measure(name: &str, linear: &Linear<'_>, packed: &[u8]) -> Result<(), String>
             black_box(packed.par_chunks(part).map(fold).reduce(|| 0, |a, b| a ^ b));
             read = read.min(begun.elapsed().as_secs_f64());
         }
-        let (weights, bytes) = ((ROWS * COLS) as f64, packed.len() as f64);
+        let (weights, bytes) = ((rows * cols) as f64, packed.len() as f64);
         println!(
             "{name:40} {:>9} {batch:>6} {:>11.2} {:>11.2} {:>9.2} {:>6.2} {:>8.0}",
             format!("{precision:?}").to_lowercase(),
@@ -121,12 +127,12 @@ fn measure(name: &str, linear: &Linear<'_>, packed: &[u8]) -> Result<(), String>
             2.0 * weights * batch as f64 / ours / 1e9,
         );
     }
-    let mut values = vec![0.0f32; ROWS * COLS];
+    let mut values = vec![0.0f32; rows * cols];
     let source = values.clone();
     let (mut ours, mut copy) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..4 {
         let begun = Instant::now();
-        linear.decode_rows(0..ROWS, black_box(&mut values), &mut scratch).map_err(text)?;
+        linear.decode_rows(0..rows, black_box(&mut values), &mut scratch).map_err(text)?;
         ours = ours.min(begun.elapsed().as_secs_f64());
         let begun = Instant::now();
         let part = source.len().div_ceil(rayon::current_num_threads()).max(1);

@@ -286,6 +286,18 @@ fn stored_nibbles(
     lanes
 }
 
+/// Sums of the products of a pair of blocks: even columns are in the lower halves of bytes, odd ones in the
+/// upper halves. `taken`, integers in the place of floats, comes on top.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn nibble_sums(bytes: __m512i, even: &[i8; BLOCK], odd: &[i8; BLOCK], taken: &[f32; 16]) -> __m512i {
+    let low = _mm512_set1_epi8(15);
+    let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+    let sums = _mm512_castps_si512(load_floats(taken));
+    let sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(bytes, low), load_codes(even));
+    _mm512_dpbusd_epi32(sums, upper, load_codes(odd))
+}
+
 /// Adds the products of a pair of blocks, which was prepared by [`prepare_pairs`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
@@ -296,12 +308,8 @@ fn add_nibbles(
     of_rows: __m512,
     lanes: __m512,
 ) -> __m512 {
-    let low = _mm512_set1_epi8(15);
-    let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
-    let sums = _mm512_castps_si512(load_floats(taken));
-    let sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(bytes, low), load_codes(even));
-    let sums = _mm512_dpbusd_epi32(sums, upper, load_codes(odd));
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(of_rows, load_floats(scale)), lanes)
+    let sums = _mm512_cvtepi32_ps(nibble_sums(bytes, even, odd, taken));
+    _mm512_fmadd_ps(sums, _mm512_mul_ps(of_rows, load_floats(scale)), lanes)
 }
 
 #[inline]

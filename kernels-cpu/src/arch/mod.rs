@@ -150,8 +150,7 @@ pub(crate) fn fast_twice(
     #[cfg(target_arch = "x86_64")]
     if simd.0 == Isa::Avx512 {
         // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        unsafe { avx512::fast_twice(rows, input, prepared, out) };
-        return true;
+        return unsafe { avx512::fast_twice(rows, input, prepared, out) };
     }
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     by_dot!(simd, fast_twice(rows, input, prepared, out));
