@@ -101,7 +101,8 @@ fn add_sums<const R: usize, const T: usize>(lanes: &[[__m512; T]; R], stride: us
 /// How far ahead a single row of codes is asked for.
 const AHEAD: usize = 1 << 12;
 
-/// How far ahead a row of codes is asked for: the rows of the next tile where they are near.
+/// How far ahead rows of codes are asked for: those of the next tile where they are near. Where memory
+/// is the limit they are asked for line after line, while rows of a tile are read beside each other.
 #[inline(always)]
 fn distance(codes: &Codes<'_>) -> usize {
     (TILE * codes.row_bytes).clamp(1 << 10, 1 << 14)
@@ -359,7 +360,7 @@ fn fast_rows<const R: usize>(
         let taken = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, q);
         let taken = _mm512_sub_epi32(_mm512_setzero_si512(), taken);
         for r in 0..R {
-            prefetch(rows[r], ahead + block * 8 * codes.bits);
+            prefetch(rows[0], ahead + (block * R + r) * 8 * codes.bits);
             let unpacked = unpacker.unpack(rows[r], block);
             let Some(four) = scales[r].get(block) else { continue };
             let sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(taken, unpacked, q));
@@ -395,7 +396,7 @@ fn fast_nibbles<const R: usize>(
         let taken = _mm512_sub_epi32(_mm512_setzero_si512(), taken);
         let scale = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(*first), _mm512_set1_ps(*second));
         for r in 0..R {
-            prefetch(rows[r], ahead + i * 64);
+            prefetch(rows[0], ahead + (i * R + r) * 64);
             let bytes = match whole[r].get(i) {
                 Some(bytes) => load_bytes(bytes),
                 None => load_part(rows[r].get(i * 64..).unwrap_or(&[]), 64),
@@ -769,8 +770,9 @@ fn elements_tile<const KIND: u8, const R: usize, const T: usize>(
             x[t] = load_floats(values);
         }
         for r in 0..R {
-            if granule % 2 == 0 {
-                prefetch(bytes[r], ahead + granule * step);
+            let place = (granule * R + r) * step;
+            if place.is_multiple_of(64) {
+                prefetch(bytes[0], ahead + place);
             }
             let weights = load_elements::<KIND>(bytes[r].get(granule * step..).unwrap_or(&[]));
             for t in 0..T {

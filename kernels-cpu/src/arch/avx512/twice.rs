@@ -206,6 +206,8 @@ impl Products<'_> {
         // The next pair of blocks of each row, and the bytes that a row has from there on.
         let mut own = each_row!(r => self.codes.bytes.as_ptr().wrapping_add(starts[r]));
         let mut left = self.codes.row_bytes;
+        // Asked for line after line, while rows are read beside each other: memory is fastest in order.
+        let mut ahead = own[0].wrapping_add(AHEAD);
         for (i, Sixteen { halves, taken, scales, sums }) in sixteens.enumerate() {
             let (is_last, is_short) = (i + 1 == self.sixteens, halves.len() == 1);
             // SAFETY: as the caller says; where there is a single pair of blocks it is the last one.
@@ -227,7 +229,8 @@ impl Products<'_> {
             for ((halves, taken), groups) in whole {
                 // SAFETY: the caller says that the rows are there, and they have 64 bytes more.
                 let bytes = each_row!(r => unsafe { _mm512_loadu_si512(own[r].cast()) });
-                each_row!(r => _mm_prefetch::<_MM_HINT_T0>(own[r].wrapping_add(AHEAD).cast()));
+                each_row!(r => _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * r).cast()));
+                ahead = ahead.wrapping_add(64 * ROWS);
                 lanes = add_pair(bytes, halves, taken, groups, of_rows, lanes);
                 own = each_row!(r => own[r].wrapping_add(64));
                 left -= 64;
