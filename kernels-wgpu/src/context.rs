@@ -59,9 +59,23 @@ impl Context {
     /// # Errors
     /// As [`Context::with_adapter`], and `Device` for a feature that the adapter lacks.
     pub fn with_features(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> Result<Self> {
+        Self::with_limits(adapter, required_features, wgpu::Limits::default())
+    }
+
+    /// Opens `adapter` with these of its features and these limits: larger bindings than WebGPU's defaults
+    /// hold larger terms in one piece, smaller ones cut them into more.
+    ///
+    /// # Errors
+    /// As [`Context::with_features`], and `Device` for a limit that is better than the adapter's.
+    pub fn with_limits(
+        adapter: &wgpu::Adapter,
+        required_features: wgpu::Features,
+        required_limits: wgpu::Limits,
+    ) -> Result<Self> {
         let opened = ready(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("cmf"),
             required_features,
+            required_limits,
             ..Default::default()
         }))?;
         let (device, queue) = opened.map_err(Error::device)?;

@@ -66,7 +66,7 @@
 //!
 //! WebGPU's defaults are enough: eight storage buffers, bindings of 128 MiB (larger terms are cut into
 //! blocks of rows where their encoding can be), 16 KiB of workgroup memory, 256 threads, no features. Two are
-//! used where a device has them: `SUBGROUP`, for sums and tables that threads share, and
+//! used where a device has them: `SUBGROUP`, for sums, tables and words that threads share, and
 //! `MAPPABLE_PRIMARY_BUFFERS`, for uploads without a copy on devices whose memory is the processor's.
 //! Every index is checked to fit 32 bits before a dispatch. What a file says cannot make a kernel read
 //! elsewhere: sizes are checked when a view is opened, positions are clamped in the shader, and wgpu

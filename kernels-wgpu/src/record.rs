@@ -13,8 +13,10 @@ use core::ops::Range;
 /// Rows of a thread's tile.
 const TILE_ROWS: u32 = 8;
 /// Rows of one that multiplies `trellis` paths with a single activation, in matrices of so many rows at
-/// least: such a tile has whole words of each path, which smaller ones read several times.
-const PATH_TILES: [(u32, u32); 2] = [(1024, 32), (256, 16)];
+/// least: such a tile has whole words of each path, which smaller ones read several times. The tallest
+/// suits tables that give several rows at a look.
+const PATH_TILES: [(u32, u32); 3] = [(4096, TALLEST), (1024, 32), (256, 16)];
+const TALLEST: u32 = 64;
 /// Threads of a workgroup then.
 const PATH_WIDTH: u32 = 8;
 /// Terms of a dispatch: what eight storage buffers hold beside input and output.
@@ -227,9 +229,13 @@ impl Kernels {
         let (tile_rows, width) = self.tile_rows(node, m);
         let hashed = node.hashed.is_some() && tile_rows > TILE_ROWS;
         let sums = self.subgroups().map_or(lanes, |(least, _)| lanes.div_ceil(least));
+        let tall = tile_rows > TILE_ROWS;
+        let asks = tall && self.subgroups().is_some();
         let numbers = [
-            ("SUBGROUPS", (hashed || lanes > 1 && self.subgroups().is_some()).into()),
+            ("SUBGROUPS", (asks || lanes > 1 && self.subgroups().is_some()).into()),
             ("SUMS", sums.into()),
+            ("EAGER", (tall && tile_rows < TALLEST).into()),
+            ("ASKS", asks.into()),
             ("X_VECTORS", vectors.into()),
             ("R", tile_rows.into()),
             ("M", m.into()),
@@ -254,7 +260,11 @@ impl Kernels {
             return (TILE_ROWS, width);
         }
         let (path, extent) = (node.term.a, node.term.e);
+        let at_once = number("AT_ONCE") > 1 && node.hashed.is_none();
         let fits = |(rows, tile): &&(u32, u32)| {
+            if *tile == TALLEST && !at_once {
+                return false;
+            }
             let whole = i64::from(*tile) * number("STEP") % 32 == 0;
             node.rows >= *rows && whole && (path >= extent || path.is_multiple_of(*tile))
         };

@@ -48,6 +48,9 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
         numbers.insert("SPLITS".into(), tile / split);
         numbers.insert("SPLIT".into(), split);
     }
+    for name in ["EAGER", "ASKS"] {
+        numbers.entry(name.into()).or_insert(0);
+    }
     let list: Vec<(&str, i64)> = numbers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     let source = cmf_kernels_wgpu::wgsl(kernel, &list).map_err(|e| format!("{kernel} {list:?}: {e}"))?;
     let module = naga::front::wgsl::parse_str(&source)

@@ -3,6 +3,8 @@
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 #import numbers
+#def done
+#end
 #import ENCODING
 
 @compute @workgroup_size(${WIDTH})
@@ -36,7 +38,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
       let column = step * ${QUADS * 4}u + ${q * 4}u;
 #use quad
 #if FACTOR != 0
-      w0 *= f0;
+      w0 *= factor0;
 #end
       sum${q} = select(w0, sum${q} + w0, begun);
     }

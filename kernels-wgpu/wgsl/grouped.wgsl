@@ -20,7 +20,7 @@ let table_at${r} = term.table_at + row${r} * term.table_row_stride;
 #if GROUP == 1
 let group = group_of(step * 32u, term.group_cols);
 #for r in 0..R
-let f${r} = scale${t}(scale_at${r} + group * term.scale_col_stride);
+let factor${r} = scale${t}(scale_at${r} + group * term.scale_col_stride);
 let z${r} = zero${t}(zero_at${r} + group * term.zero_col_stride);
 #end
 #end
@@ -55,7 +55,7 @@ var w${r} = vec4<f32>(vec4<i32>(vec4<u32>(c${r}_0, c${r}_1, c${r}_2, c${r}_3)) +
 var w${r} = vec4<f32>(table${t}(table_at${r} + c${r}_0), table${t}(table_at${r} + c${r}_1), table${t}(table_at${r} + c${r}_2), table${t}(table_at${r} + c${r}_3));
 #end
 #if GROUP == 1
-let s${r} = f${r};
+let s${r} = factor${r};
 let o${r} = z${r};
 #end
 #if GROUP == 2

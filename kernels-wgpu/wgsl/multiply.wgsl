@@ -6,6 +6,8 @@
 // wants `enable subgroups;` before this text then. SUMS: subgroups of a workgroup at most, or its threads.
 // X_VECTORS: of the activations, if they are in a uniform buffer.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
+// EAGER: 1 if a row of four columns is multiplied as soon as the encoding says that it has it: the rows of a
+// tall tile do not fit into registers.
 #import params
 #if X_VECTORS > 0
 @group(0) @binding(1) var<uniform> x: array<vec4<f32>, ${X_VECTORS}>;
@@ -14,6 +16,11 @@
 #end
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 #import numbers
+#def done
+#if EAGER == 1
+part${r} += dot(w${r}, xs);
+#end
+#end
 #import ENCODING
 #if LANES > 1
 var<workgroup> shared_sums: array<f32, ${SUMS * R * M}>;
@@ -109,6 +116,9 @@ fn main(
 #for q in 0..QUADS
       {
         let column = step * ${QUADS * 4}u + ${q * 4}u;
+#if M == 1
+        let xs = x[tile + ((p.first_col + column) >> 2u)];
+#end
 #use quad
 #if TAIL == 1
         let inside = (vec4<u32>(column) + vec4<u32>(0u, 1u, 2u, 3u)) < vec4<u32>(p.cols);
@@ -117,18 +127,18 @@ fn main(
 #end
 #end
 #if M == 1
-        let xs = x[tile + ((p.first_col + column) >> 2u)];
 #for r in 0..R
 #if FACTOR == 0
         sum${r}_0 += dot(w${r}, xs);
-#else
+#end
+#if FACTOR != 0 && EAGER == 0
         part${r} += dot(w${r}, xs);
 #end
 #end
 #else
 #if FACTOR != 0
 #for r in 0..R
-        w${r} *= f${r};
+        w${r} *= factor${r};
 #end
 #end
 #for i in 0..4
@@ -144,13 +154,13 @@ fn main(
 #end
 #if M == 1 && FACTOR == 2
 #for r in 0..R
-      sum${r}_0 += part${r} * f${r};
+      sum${r}_0 += part${r} * factor${r};
 #end
 #end
     }
 #if M == 1 && FACTOR == 1
 #for r in 0..R
-    sum${r}_0 += part${r} * f${r};
+    sum${r}_0 += part${r} * factor${r};
 #end
 #end
   }

@@ -5,6 +5,7 @@
 // GROUP: 0 one scale for each row, 3 scales by column.
 // OWN: words of a path that a tile of rows fills, where it begins at one; the window of its first row
 // begins in the word before. 0 where tiles are shorter than words.
+// ASKS: 1 if a thread asks the one before it for the last word of its tile, which is the first that it needs.
 // LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory, 3 in a
 // uniform buffer whose entries have the values of AT_ONCE rows, signed bytes, by the JOINT bits of their
 // windows, 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
@@ -88,17 +89,23 @@ let scale_at${t}_${r} = term${t}.scale_at + group_row${t}_${r} * term${t}.scale_
 #if FUSED == 1
 let f${t}_${r} = scale${t}(scale_at${t}_${r});
 #else
-let f${r} = scale${t}(scale_at${t}_${r});
+let factor${r} = scale${t}(scale_at${t}_${r});
 #end
 #end
 #end
 #if WAY == 1 && OWN > 0
+#if ASKS == 1
+let row_before${t} = subgroupShuffleUp(row0, 1u);
+#end
 let path${t} = row0 / term${t}.a;
 let path_words${t} = min(term${t}.a, term${t}.e - path${t} * term${t}.a) * ${STEP}u / 32u;
 let own${t} = (row0 - path${t} * term${t}.a) * ${STEP}u / 32u;
 let at${t}_0 = (path${t} * term${t}.b + select(own${t}, path_words${t}, own${t} == 0u) - 1u) * (p.cols >> 2u);
 #for i in 0..OWN
 let at${t}_${i + 1} = (path${t} * term${t}.b + min(own${t} + ${i}u, path_words${t} - 1u)) * (p.cols >> 2u);
+#end
+#if ASKS == 1
+let asks${t} = invocation > 0u && own${t} > 0u && row_before${t} + ${R}u == row0;
 #end
 #end
 #if WAY == 1 && OWN == 0
@@ -118,8 +125,12 @@ let high_at${t}_${s} = (path_words${t} + next${t}_${s}) * (p.cols >> 2u);
 
 #def load
 #if WAY == 1 && OWN > 0
-#for i in 0..OWN + 1
+#for i in ASKS..OWN + 1
 let word${i} = codes${t}[at${t}_${i} + step];
+#end
+#if ASKS == 1
+var word0 = subgroupShuffleUp(word${OWN}, 1u);
+if !asks${t} { word0 = codes${t}[at${t}_0 + step]; }
 #end
 // What lies across two words.
 #for i in 0..OWN
@@ -175,15 +186,16 @@ mapped = (mapped >> vec4<u32>(8u)) ^ vec4<u32>(subgroupShuffle(map${t}, s${k - F
 #if r >= 0
 #let BIT = 26 + (r + 1) * STEP
 #if BIT % 32 <= 26
-let i${r} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) ^ mapped;
+let index${r} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) ^ mapped;
 #else
-let i${r} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) ^ mapped;
+let index${r} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) ^ mapped;
 #end
-let a${r} = i${r} & vec4<u32>(7u);
+let a${r} = index${r} & vec4<u32>(7u);
 let l${r} = vec4<u32>(subgroupShuffle(low_values${t}, a${r}.x), subgroupShuffle(low_values${t}, a${r}.y), subgroupShuffle(low_values${t}, a${r}.z), subgroupShuffle(low_values${t}, a${r}.w));
 let h${r} = vec4<u32>(subgroupShuffle(high_values${t}, a${r}.x), subgroupShuffle(high_values${t}, a${r}.y), subgroupShuffle(high_values${t}, a${r}.z), subgroupShuffle(high_values${t}, a${r}.w));
-let v${r} = bitcast<vec4<i32>>(select(l${r}, h${r}, (i${r} & vec4<u32>(32u)) != vec4<u32>(0u)));
-var w${r} = vec4<f32>((v${r} << (i${r} & vec4<u32>(24u))) >> vec4<u32>(24u));
+let v${r} = bitcast<vec4<i32>>(select(l${r}, h${r}, bitcast<vec4<i32>>(index${r} << vec4<u32>(26u)) < vec4<i32>(0)));
+var w${r} = vec4<f32>((v${r} << (index${r} & vec4<u32>(24u))) >> vec4<u32>(24u));
+#use done
 #end
 #end
 #else
@@ -202,6 +214,7 @@ var w${r} = vec4<f32>((v${r} << (i${r} & vec4<u32>(24u))) >> vec4<u32>(24u));
 let v${FIRST} = bitcast<vec4<i32>>(vec4<u32>(lut${t}[n${FIRST}.x >> 2u][n${FIRST}.x & 3u], lut${t}[n${FIRST}.y >> 2u][n${FIRST}.y & 3u], lut${t}[n${FIRST}.z >> 2u][n${FIRST}.z & 3u], lut${t}[n${FIRST}.w >> 2u][n${FIRST}.w & 3u]));
 #for r in NEW..FIRST + AT_ONCE
 var w${r} = vec4<f32>((v${FIRST} << vec4<u32>(${24 - (r - FIRST) * 8}u)) >> vec4<u32>(24u));
+#use done
 #end
 #end
 #end
@@ -243,6 +256,7 @@ var w${r} = vec4<f32>(lut[n${r}_0], lut[n${r}_1], lut[n${r}_2], lut[n${r}_3]);
 #else
 var w${r} = vec4<f32>(window_value(n${r}_0, term${t}.c, term${t}.d), window_value(n${r}_1, term${t}.c, term${t}.d), window_value(n${r}_2, term${t}.c, term${t}.d), window_value(n${r}_3, term${t}.c, term${t}.d));
 #end
+#use done
 #end
 #end
 #end

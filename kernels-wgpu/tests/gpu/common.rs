@@ -34,6 +34,15 @@ pub(crate) fn bare_bed() -> Result<Option<Bed>, Box<dyn std::error::Error>> {
     bed_on(context).map(Some)
 }
 
+/// As [`bare_bed`], with bindings of storage buffers of so many bytes at most.
+pub(crate) fn narrow_bed(bytes: u64) -> Result<Option<Bed>, Box<dyn std::error::Error>> {
+    if context()?.is_none() {
+        return Ok(None);
+    }
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..Default::default() };
+    bed_on(Context::with_limits(&Context::adapter()?, wgpu::Features::empty(), limits)?).map(Some)
+}
+
 fn bed_on(context: Context) -> Result<Bed, Box<dyn std::error::Error>> {
     let [one, many] = [Tuning { lanes: 1, width: 16 }, Tuning { lanes: 32, width: 64 }];
     let kernels = |tuning| Kernels::with_tuning(context.device(), tuning);
@@ -129,6 +138,23 @@ fn compare_with_reference(
 ) -> TestResult {
     let first = nodes.first().ok_or("no node")?;
     let (rows, cols) = (first.rows as usize, first.cols as usize);
+    let expected = reference(nodes, rows, cols)?;
+    compare_with(bed, name, nodes, &expected, Some(near), batches)
+}
+
+/// [`check`] of products alone, whose results are smaller than the matrix.
+pub(crate) fn check_products(bed: &Bed, name: &str, node: &Arc<NodeData>) -> TestResult {
+    let nodes = std::slice::from_ref(node);
+    let expected = reference(nodes, node.rows as usize, node.cols as usize)?;
+    compare_with(bed, name, nodes, &expected, None, [&[1, 3], &[1]])
+}
+
+/// The sum of nodes, one unit each.
+fn reference(
+    nodes: &[Arc<NodeData>],
+    rows: usize,
+    cols: usize,
+) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
     let mut expected = vec![0.0f32; rows * cols];
     for (i, node) in nodes.iter().enumerate() {
         let mut values = vec![0.0; rows * cols];
@@ -146,6 +172,21 @@ fn compare_with_reference(
             *sum = if i == 0 { value } else { *sum + value };
         }
     }
+    Ok(expected)
+}
+
+/// Compares a sum of nodes, one unit each, with stated values: decoded and gathered, if it is said how near
+/// these are to be, and multiplied with batches of each kernels of the bed.
+pub(crate) fn compare_with(
+    bed: &Bed,
+    name: &str,
+    nodes: &[Arc<NodeData>],
+    expected: &[f32],
+    near: Option<Near>,
+    batches: [&[usize]; 2],
+) -> TestResult {
+    let first = nodes.first().ok_or("no node")?;
+    let (rows, cols) = (first.rows as usize, first.cols as usize);
     let context = &bed.context;
     for (kernels, batches) in bed.kernels.iter().zip(batches) {
         let mut uploader = Uploader::new(context.device(), context.queue());
@@ -155,8 +196,8 @@ fn compare_with_reference(
             matrix.insert(kernels, &mut uploader, unit as u32, std::iter::once((0, 0, &view)))?;
         }
         uploader.finish()?;
-        let case = Case { context, kernels, matrix: &matrix, name, expected: &expected };
-        if kernels.tuning().lanes == 1 {
+        let case = Case { context, kernels, matrix: &matrix, name, expected };
+        if let (1, Some(near)) = (kernels.tuning().lanes, near) {
             case.decode(near)?;
             case.gather(near)?;
         }

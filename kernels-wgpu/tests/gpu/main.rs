@@ -6,6 +6,7 @@ mod dense;
 mod device;
 mod factors;
 mod grouped;
+mod limits;
 mod matrices;
 mod sparse;
 mod transforms;

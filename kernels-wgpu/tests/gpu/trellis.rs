@@ -124,8 +124,10 @@ fn tables_of_bytes_give_rows_at_once() -> TestResult {
 #[test]
 fn tall_tiles_have_whole_words_of_paths() -> TestResult {
     let Some(bed) = bed()? else { return Ok(()) };
-    // Tiles of 32 and 16 rows, the last not full; paths of one tile, of a part of one and of several.
-    for (rows, path_elems) in [(1040, 0), (1040, 32), (1056, 48), (272, 0), (1120, 1024), (288, 128)] {
+    // Tiles of 64, 32 and 16 rows, the last not full; paths of one tile, of a part of one and of several.
+    let shapes =
+        [(4144, 0), (4160, 128), (1040, 0), (1040, 32), (1056, 48), (272, 0), (1120, 1024), (288, 128)];
+    for (rows, path_elems) in shapes {
         for (state_bits, step_bits) in [(10, 2), (12, 1), (10, 3), (7, 4)] {
             let descriptor = Descriptor { state_bits, step_bits, path_elems, scale_rows: 16, ..PLAIN };
             let name = format!("{state_bits}/{step_bits} bits, {rows} rows, paths {path_elems}");
