@@ -3,9 +3,10 @@
 //   npm pack @node-llama-cpp/linux-x64-vulkan && tar xzf node-llama-cpp-linux-x64-vulkan-*.tgz
 //   B=package/bins/linux-x64-vulkan
 //   cc -O2 ggml.c -o ggml -L$B -l:libggml-base.so -l:$(cd $B; echo libggml.vulkan*.so) -Wl,-rpath,$PWD/$B
-//   GGML_VK_VISIBLE_DEVICES=0 ./ggml $B/libggml-vulkan.so [ROWS COLS [TYPE]]
+//   GGML_VK_VISIBLE_DEVICES=0 ./ggml $B/libggml-vulkan.so [--cpu] [ROWS COLS [TYPE]]
 //
-// The variable makes ggml take a software driver, which it does not count as a GPU.
+// The variable makes ggml take a software driver, which it does not count as a GPU. --cpu: time of the
+// processor, of all threads, in place of that of the clock.
 //
 // The package has no headers: what is declared here is the part of ggml.h and ggml-backend.h that is used.
 #include <stdbool.h>
@@ -42,9 +43,11 @@ void ggml_backend_tensor_set(void *tensor, const void *data, size_t offset, size
 void ggml_backend_tensor_get(const void *tensor, void *data, size_t offset, size_t size);
 int ggml_backend_graph_compute(void *backend, void *graph);
 
+static clockid_t clock_id = CLOCK_MONOTONIC;
+
 static double now_ms(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock_id, &t);
     return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
 }
 
@@ -64,16 +67,18 @@ static void fill(void *tensor, int type) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) return fprintf(stderr, "usage: %s libggml-vulkan.so [ROWS COLS [TYPE]]\n", argv[0]), 2;
+    if (argc < 2) return fprintf(stderr, "usage: %s libggml-vulkan.so [--cpu] [ROWS COLS [TYPE]]\n", argv[0]), 2;
+    const char *library = argv[1];
+    if (argc > 2 && !strcmp(argv[2], "--cpu")) clock_id = CLOCK_PROCESS_CPUTIME_ID, argc--, argv++;
     int64_t rows = argc > 3 ? atoll(argv[2]) : 4096, cols = argc > 3 ? atoll(argv[3]) : 4096;
-    void *reg = ggml_backend_load(argv[1]);
+    void *reg = ggml_backend_load(library);
     if (!reg || ggml_backend_reg_dev_count(reg) == 0) return fprintf(stderr, "no device\n"), 1;
     void *device = ggml_backend_reg_dev_get(reg, 0);
     void *backend = ggml_backend_dev_init(device, NULL);
     printf("ggml on %s, %lld by %lld\n", ggml_backend_dev_description(device), (long long)rows, (long long)cols);
     const struct { const char *name; int type; } types[] = {{"f32", F32}, {"f16", F16}, {"q8_0", Q8_0}, {"q4_0", Q4_0}, {"q4_K", Q4_K}};
     const int batches[] = {1, 32, 128};
-    printf("%-6s %8s %9s %9s %9s\n", "type", "MB", "batch 1", "32", "128");
+    printf("%-32s %8s %9s %9s %9s\n", "form", "MB", "batch 1", "32", "128");
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (argc > 4 && strcmp(argv[4], types[i].name)) continue;
         double ms[3];
@@ -103,7 +108,9 @@ int main(int argc, char **argv) {
             ggml_backend_buffer_free(buffer);
             ggml_free(ctx);
         }
-        printf("%-6s %8.2f %9.2f %9.2f %9.2f\n", types[i].name, mb, ms[0], ms[1], ms[2]);
+        char form[32];
+        snprintf(form, sizeof form, "ggml %s", types[i].name);
+        printf("%-32s %8.2f %9.2f %9.2f %9.2f\n", form, mb, ms[0], ms[1], ms[2]);
         fflush(stdout);
     }
     return 0;
