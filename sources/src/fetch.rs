@@ -6,6 +6,7 @@ use crate::queue::{Queue, Request};
 use crate::remote::{Body, Failure, Remote};
 use cmf_format::{Archive, Limits, wire};
 use cmf_loader::{Model, Schedule, Want};
+use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -114,7 +115,7 @@ impl Fetch {
             }
             TryLockError::Error(e) => Error::io(&part, &e),
         })?;
-        let begun = Begin { remote: remote.as_ref(), options: &options };
+        let begun = Begin { remote: remote.as_ref(), options: &options, answered: Cell::new(false) };
         let Head { bytes, file_bytes, validator } = begun.head()?;
         // What is there belongs to the same file if it begins with the same header: that is its hash.
         let mut header = Vec::new();
@@ -313,7 +314,8 @@ impl Fetch {
                     shared.error.get_or_insert(error);
                     None
                 }
-                Err(Trouble::Again(problem, asked)) => {
+                Err(again) => {
+                    let (problem, asked) = again.problem();
                     shared.failures = shared.failures.saturating_add(1);
                     if shared.failures >= self.options.attempts {
                         let error = Error::new(ErrorKind::Unreachable, self.remote.name(), problem);
@@ -422,6 +424,8 @@ impl Fetch {
 /// Why a request did not give all that it was for.
 enum Trouble {
     Again(String, Option<Duration>),
+    /// As [`Failure::Absent`].
+    Absent(String),
     Ends(Error),
 }
 
@@ -429,9 +433,19 @@ impl Trouble {
     fn of(remote: &dyn Remote, failure: Failure) -> Self {
         match failure {
             Failure::Temporary(problem, pause) => Trouble::Again(problem, pause),
+            Failure::Absent(problem) => Trouble::Absent(problem),
             Failure::Permanent(problem) => {
                 Trouble::Ends(Error::new(ErrorKind::Refused, remote.name(), problem))
             }
+        }
+    }
+
+    /// What went wrong, and the pause that was asked for.
+    fn problem(self) -> (String, Option<Duration>) {
+        match self {
+            Trouble::Again(problem, pause) => (problem, pause),
+            Trouble::Absent(problem) => (problem, None),
+            Trouble::Ends(error) => (error.to_string(), None),
         }
     }
 }
@@ -447,11 +461,17 @@ struct Head {
 struct Begin<'b> {
     remote: &'b dyn Remote,
     options: &'b FetchOptions,
+    /// Whether somebody has answered.
+    answered: Cell<bool>,
 }
 
 impl Begin<'_> {
     fn get(&self, range: Range<u64>) -> core::result::Result<Body, Trouble> {
-        self.remote.get(range).map_err(|failure| Trouble::of(self.remote, failure))
+        let result = self.remote.get(range);
+        if !matches!(result, Err(Failure::Absent(_))) {
+            self.answered.set(true);
+        }
+        result.map_err(|failure| Trouble::of(self.remote, failure))
     }
 
     /// Gets header and directory, which have the stated hash.
@@ -509,9 +529,11 @@ impl Begin<'_> {
             match work() {
                 Ok(value) => return Ok(value),
                 Err(Trouble::Ends(error)) => return Err(error),
-                Err(Trouble::Again(problem, asked)) => {
+                Err(again) => {
+                    let (problem, asked) = again.problem();
                     failures = failures.saturating_add(1);
-                    if failures >= self.options.attempts {
+                    // An address at which nobody is may be a wrong one.
+                    if failures >= self.options.attempts || !self.answered.get() {
                         return Err(Error::new(ErrorKind::Unreachable, self.remote.name(), problem));
                     }
                     std::thread::sleep(asked.unwrap_or_else(|| pause(self.options.pause, failures)));

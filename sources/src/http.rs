@@ -50,9 +50,9 @@ impl Remote for Http {
         let text = |name: &str| header(&parts.headers, name);
         let (start, file_bytes) = match parts.status {
             StatusCode::PARTIAL_CONTENT => {
-                let stated = text("content-range").and_then(content_range).ok_or_else(|| {
-                    Failure::Temporary("answered with a part that it does not name".into(), None)
-                })?;
+                let stated = text("content-range")
+                    .and_then(content_range)
+                    .ok_or_else(|| Failure::Permanent("answered with a part that it does not name".into()))?;
                 if stated.0 != range.start {
                     let found = format!("asked for bytes from {}, got them from {}", range.start, stated.0);
                     return Err(Failure::Temporary(found, None));
@@ -70,12 +70,12 @@ impl Remote for Http {
     }
 }
 
-fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+pub(crate) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
 /// `bytes 0-99/1000`: the first byte, and the length of the file where it is known.
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+pub(crate) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, length) = text.trim().strip_prefix("bytes")?.trim().split_once('/')?;
     let (start, _) = range.split_once('-')?;
     Some((start.trim().parse().ok()?, length.trim().parse().ok()))
@@ -94,12 +94,27 @@ fn refusal(status: StatusCode, retry_after: Option<&str>) -> Failure {
     }
 }
 
-fn failure(error: Error) -> Failure {
+/// Why there was no answer.
+pub(crate) fn failure(error: Error) -> Failure {
+    use std::io::ErrorKind as Io;
+    let text = error.to_string();
     match error {
-        Error::BadUri(_) | Error::Http(_) | Error::TooManyRedirects | Error::RedirectFailed => {
-            Failure::Permanent(error.to_string())
-        }
-        error => Failure::Temporary(error.to_string(), None),
+        Error::BadUri(_)
+        | Error::Http(_)
+        | Error::TooManyRedirects
+        | Error::RedirectFailed
+        | Error::InvalidProxyUrl
+        | Error::Tls(_) => Failure::Permanent(text),
+        // Not cut or reset, which are errors of reading.
+        Error::Rustls(_) if text.contains("certificate") => Failure::Permanent(text),
+        Error::HostNotFound | Error::ConnectionFailed => Failure::Absent(text),
+        Error::Io(error) => match error.kind() {
+            Io::ConnectionRefused | Io::HostUnreachable | Io::NetworkUnreachable => Failure::Absent(text),
+            // The standard library's words where there is no address: it has no kind for that.
+            _ if text.contains("failed to lookup address") => Failure::Absent(text),
+            _ => Failure::Temporary(text, None),
+        },
+        _ => Failure::Temporary(text, None),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::FetchOptions;
-use crate::http::agent;
+use crate::http::{self, agent};
 use crate::remote::{Body, Failure, Remote};
 use bytes::Bytes;
 use core::cell::Cell;
@@ -33,13 +33,49 @@ use tokio::runtime::{Builder, Runtime};
 use ureq::Agent;
 use url::Url;
 
+/// What stands for the time of change, and for the tag, of a file of which a server says none.
+const UNKNOWN_MODIFIED: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+const UNKNOWN_TAG: &str = "\"cmf-unknown\"";
+
 /// Most bytes that are taken from a connection at once.
 const READ_BYTES: usize = 64 << 10;
 
+/// What a request ended in.
+#[derive(Default)]
+enum Last {
+    #[default]
+    Nothing,
+    /// An answer refused.
+    Refused,
+    /// An answer with something that is no part of a file, or not one that says what it is.
+    Unusable,
+    /// An answer that may be used, or is one of a server in trouble.
+    Usable,
+    /// No answer.
+    Failed(Failure),
+}
+
+impl Last {
+    /// What `answer` is to a request, of a range or not.
+    fn of(answer: &ureq::http::response::Parts, of_range: bool) -> Self {
+        let text = |name: &str| http::header(&answer.headers, name);
+        match answer.status.as_u16() {
+            408 | 429 => Last::Usable,
+            400..500 => Last::Refused,
+            // `object_store` takes no whole file for a part, and no part without its place and length.
+            200..300 if of_range => match text("content-range").and_then(http::content_range) {
+                Some((_, Some(_))) if text("content-length").is_some() => Last::Usable,
+                _ => Last::Unusable,
+            },
+            _ => Last::Usable,
+        }
+    }
+}
+
 thread_local! {
-    /// Status of the last answer to this thread: `object_store` does not tell of all that it turns into
+    /// What the last request of this thread ended in: `object_store` does not tell of all that it turns into
     /// errors.
-    static STATUS: Cell<u16> = const { Cell::new(0) };
+    static LAST: Cell<Last> = const { Cell::new(Last::Nothing) };
 }
 
 /// A file in a bucket of S3 (`s3://`), Google Cloud Storage (`gs://`) or Azure (`az://`, `abfss://`), or a
@@ -115,11 +151,13 @@ impl Remote for Object {
         let runtime = Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|e| Failure::Temporary(e.to_string(), None))?;
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        STATUS.set(0);
+        LAST.take();
         let found = runtime.block_on(self.store.get_opts(&self.path, options)).map_err(failure)?;
         let (start, file_bytes) = (found.range.start, Some(found.meta.size));
-        let modified = || found.meta.last_modified.to_rfc3339();
-        let validator = Some(found.meta.e_tag.clone().unwrap_or_else(modified));
+        // The time stands for both where the store said neither.
+        let modified = Some(found.meta.last_modified).filter(|time| time.timestamp() != 0);
+        let tag = found.meta.e_tag.clone().filter(|tag| tag != UNKNOWN_TAG);
+        let validator = tag.or_else(|| modified.map(|time| time.to_rfc3339()));
         let reader = Box::new(Blocking { runtime, parts: found.into_stream(), part: Bytes::new() });
         Ok(Body { start, file_bytes, validator, reader })
     }
@@ -127,10 +165,12 @@ impl Remote for Object {
 
 fn failure(error: object_store::Error) -> Failure {
     use object_store::Error as E;
-    let refused = (400..500).contains(&STATUS.get()) && !matches!(STATUS.get(), 408 | 429);
-    match error {
-        E::Generic { .. } if !refused => Failure::Temporary(error.to_string(), None),
-        _ => Failure::Permanent(error.to_string()),
+    match (error, LAST.take()) {
+        (E::Generic { .. }, Last::Failed(failure)) => failure,
+        (error @ E::Generic { .. }, Last::Nothing | Last::Usable) => {
+            Failure::Temporary(error.to_string(), None)
+        }
+        (error, _) => Failure::Permanent(error.to_string()),
     }
 }
 
@@ -185,14 +225,27 @@ impl HttpService for Client {
             return Err(HttpError::new_boxed(HttpErrorKind::Unknown, problem.into()));
         }
         let (parts, body) = request.into_parts();
+        let of_range = parts.headers.contains_key("range") || parts.headers.contains_key("x-ms-range");
         let request = ureq::http::Request::from_parts(parts, ());
         let answer = match body.is_empty() {
             true => self.agent.run(request),
             false => self.agent.run(request.map(|()| body.as_bytes().map_or_else(Vec::new, |b| b.to_vec()))),
         };
-        let answer = answer.map_err(|e| HttpError::new(HttpErrorKind::Connect, e))?;
-        STATUS.set(answer.status().as_u16());
-        Ok(answer.map(|body| HttpResponseBody::new(Answer(Mutex::new(Box::new(body.into_reader()))))))
+        let answer = answer.map_err(|e| {
+            let text = e.to_string();
+            LAST.set(Last::Failed(http::failure(e)));
+            HttpError::new_boxed(HttpErrorKind::Connect, text.into())
+        })?;
+        let (mut parts, body) = answer.into_parts();
+        LAST.set(Last::of(&parts, of_range));
+        // `object_store` needs both of each part. Hashes say what is of the file, whatever the server does not.
+        for (name, value) in [("last-modified", UNKNOWN_MODIFIED), ("etag", UNKNOWN_TAG)] {
+            if of_range && !parts.headers.contains_key(name) {
+                parts.headers.insert(name, ureq::http::HeaderValue::from_static(value));
+            }
+        }
+        let body = HttpResponseBody::new(Answer(Mutex::new(Box::new(body.into_reader()))));
+        Ok(ureq::http::Response::from_parts(parts, body))
     }
 }
 

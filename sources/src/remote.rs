@@ -33,6 +33,9 @@ pub struct Body {
 pub enum Failure {
     /// It may go better another time, not before this pause where one is asked for.
     Temporary(String, Option<Duration>),
+    /// Nobody is there: the host has no address, or takes no connection. It may go better another time when
+    /// somebody was there before.
+    Absent(String),
     /// It will not go better.
     Permanent(String),
 }

@@ -86,6 +86,57 @@ fn every_source_says_that_nothing_is_there() -> Fallible<()> {
     Ok(())
 }
 
+/// An address at which nobody is.
+fn nobody() -> std::io::Result<String> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    Ok(format!("http://{}", listener.local_addr()?))
+}
+
+/// Options with which trying again would take minutes.
+fn patient() -> cmf_sources::FetchOptions {
+    cmf_sources::FetchOptions { pause: std::time::Duration::from_secs(30), ..options() }
+}
+
+/// That a fetch says at once that nobody is there.
+fn is_absent(source: Box<dyn Remote>) -> Fallible<()> {
+    let (dir, started) = (tempfile::tempdir()?, std::time::Instant::now());
+    let failed =
+        Fetch::begin(source, &dir.path().join("model.cmf"), patient()).err().ok_or("somebody is there")?;
+    assert_eq!(failed.kind(), ErrorKind::Unreachable, "{failed}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_not_there_is_asked_once() -> Fallible<()> {
+    is_absent(Box::new(Http::new(&format!("{}/model.cmf", nobody()?), &patient())))
+}
+
+#[test]
+fn a_server_that_goes_is_waited_for() -> Fallible<()> {
+    /// Somebody is there for the first request, and from the fourth on.
+    struct Sometimes(Http, std::sync::atomic::AtomicUsize);
+    impl Remote for Sometimes {
+        fn name(&self) -> String {
+            self.0.name()
+        }
+
+        fn get(&self, range: core::ops::Range<u64>) -> Result<cmf_sources::Body, cmf_sources::Failure> {
+            match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                1..4 => Err(cmf_sources::Failure::Absent("connection refused".into())),
+                _ => self.0.get(range),
+            }
+        }
+    }
+    let (dir, file) = (tempfile::tempdir()?, model(1)?);
+    let server = Server::new(file.clone(), |_, _| Answer::Good)?;
+    let source = Sometimes(Http::new(&server.url, &options()), Default::default());
+    let target = dir.path().join("model.cmf");
+    fetch(Box::new(source), &target)?;
+    assert!(std::fs::read(&target)? == file);
+    Ok(())
+}
+
 #[cfg(feature = "object-store")]
 mod stores {
     use super::*;
@@ -217,6 +268,44 @@ mod stores {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn that_cannot_succeed_are_asked_once() -> Fallible<()> {
+        for answer in [Answer::Whole, Answer::Unnamed, Answer::Bare] {
+            for make in [s3, gs, az] {
+                let dir = tempfile::tempdir()?;
+                let chosen = answer.clone();
+                let server = Server::new(model(1)?, move |_, _| chosen.clone())?;
+                let source = make(&server)?;
+                let name = source.name();
+                let failed = fetch(source, &dir.path().join("model.cmf")).err().ok_or("it came")?;
+                assert_eq!(failed.kind(), ErrorKind::Refused, "{name} with {answer:?}: {failed}");
+                assert_eq!(server.requests(), 1, "{name} with {answer:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn that_say_no_tag_and_no_time_give_the_file() -> Fallible<()> {
+        for (name, failed) in all(|_, _| Answer::NoTag)? {
+            assert_eq!(failed, None, "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn that_are_not_there_are_asked_once() -> Fallible<()> {
+        let host = nobody()?;
+        let variables = variables(&[
+            ("AWS_ACCESS_KEY_ID", "KEYID"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_ENDPOINT_URL", &host),
+            ("AWS_ALLOW_HTTP", "true"),
+        ]);
+        let source = Object::with("s3://bucket/model.cmf", variables, &patient())?;
+        is_absent(Box::new(source))
     }
 
     #[test]

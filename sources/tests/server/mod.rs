@@ -34,6 +34,10 @@ pub(crate) enum Answer {
     Slow(usize),
     /// Says no length and no type of tag: a bare server.
     Bare,
+    /// Says no tag and no time of change.
+    NoTag,
+    /// A part of the file that it does not name.
+    Unnamed,
 }
 
 /// Chooses the answer to the request that is the first argument's.
@@ -149,6 +153,20 @@ fn serve(state: &State, stream: &TcpStream) -> std::io::Result<bool> {
     }
     match answer {
         Answer::Bare => write!(out, "HTTP/1.0 200 OK\r\n\r\n")?,
+        Answer::Unnamed => {
+            write!(
+                out,
+                "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\netag: {tag}\r\n\r\n",
+                body.len()
+            )?;
+        }
+        Answer::NoTag => write!(
+            out,
+            "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{length}\r\n\r\n",
+            body.len(),
+            sent.start,
+            sent.end.saturating_sub(1),
+        )?,
         Answer::Whole => write!(out, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\netag: {tag}\r\n\r\n")?,
         _ => write!(
             out,
