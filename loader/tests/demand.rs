@@ -454,3 +454,89 @@ fn damaged_experts_are_not_believed() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn a_reader_that_is_waited_for_may_require_experts() -> Outcome {
+    let (_dir, path) = file()?;
+    for backend in BACKENDS {
+        let model = Model::open_with(&path, &options(backend))?;
+        let room = (0..EXPERTS).map(|index| Ok(pages(&model, index)?.len() as u64 * PAGE));
+        let room = 2 * room.collect::<Fallible<Vec<_>>>()?.into_iter().fold(0, u64::max);
+        let options = ResidentOptions { patience: Duration::from_secs(60), ..demanding(room) };
+        let resident = model.resident_with(Budget::Maximum, options)?;
+        let schedule = resident.schedule();
+        let [all, least] =
+            [schedule.steps(), schedule.required_steps()].map(|steps| resident.paged_bytes(steps));
+        assert!(least < all);
+        resident.set_budget(Budget::Bytes(all + room))?;
+        (0..EXPERTS).try_for_each(|index| resident.require(parts(&expert(index))).map(drop))?;
+        let snapshot = resident.snapshot();
+        std::thread::scope(|scope| -> Outcome {
+            let change = scope.spawn(|| resident.set_budget(Budget::Bytes(least + room)));
+            while resident.snapshot().plan().units() == schedule.steps() {
+                std::thread::yield_now();
+            }
+            // In the place of others: what the reader holds of the plan before stays.
+            for index in EXPERTS..2 * EXPERTS {
+                let _held = resident.require(parts(&expert(index)))?;
+                let status = resident.status();
+                assert!(status.held_bytes >= all && status.held_bytes <= all + room, "{status:?}");
+                #[cfg(target_os = "linux")]
+                if backend == Backend::Mmap {
+                    assert_eq!(mapped(&path)?, status.held_bytes - schedule.overhead_bytes());
+                }
+            }
+            assert!(!change.is_finished(), "it waits for the reader");
+            drop(snapshot);
+            let change = change.join().map_err(|_| "panicked")??;
+            // What others gave back meanwhile is not of the change.
+            assert!(change.released_bytes <= all - least + room, "{change:?} of {}", all - least);
+            Ok(())
+        })?;
+        let status = resident.status();
+        assert!(status.held_bytes <= least + room, "{status:?}");
+        assert_eq!((status.held_bytes, status.loading_bytes), (status.wanted_bytes, 0));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_budget_leaves_room_for_what_must_come_on_demand() -> Outcome {
+    let (_dir, path) = file()?;
+    let model = Model::open(&path)?;
+    let expert_bytes = |index: usize| -> Fallible<u64> {
+        let mut bytes = model.demanded_bytes([expert(index)[1].0.as_str()], u16::MAX)?;
+        // One matrix of a tensor with one for each expert.
+        bytes += pages(&model, index)?.len() as u64 * PAGE;
+        Ok(bytes)
+    };
+    let one =
+        (0..LAYERS * EXPERTS).map(expert_bytes).collect::<Fallible<Vec<_>>>()?.into_iter().fold(0, u64::max);
+    let options = ResidentOptions { least_demand_bytes: one, ..demanding(0) };
+    let resident = model.resident_with(Budget::Minimum, options)?;
+    let least = resident.least_bytes();
+    assert_eq!(least, resident.paged_bytes(resident.schedule().required_steps()) + one);
+    for index in 0..LAYERS * EXPERTS {
+        drop(resident.require(parts(&expert(index)))?);
+    }
+    resident.set_budget(Budget::Bytes(least))?;
+    let refused = resident.set_budget(Budget::Bytes(least - 1)).err().ok_or("accepted")?;
+    assert!(
+        refused.kind() == ErrorKind::Argument && refused.to_string().contains(&format!("{least}")),
+        "{refused}"
+    );
+    for index in 0..LAYERS * EXPERTS {
+        let _held = resident.require(parts(&expert(index)))?;
+        assert!(resident.status().held_bytes <= least);
+    }
+    let status = resident.status();
+    assert!(status.brought > 0 && status.required == 4 * (LAYERS * EXPERTS) as u64, "{status:?}");
+    // All of it, when there is room for that.
+    resident.set_budget(Budget::Maximum)?;
+    let names: Vec<_> = model.tensors().map(|t| t.name()).filter(|name| name.contains("experts")).collect();
+    let _all = resident.require(names.iter().copied())?;
+    let most = resident.most_bytes()?;
+    let held = resident.status().held_bytes;
+    assert_eq!(held, most);
+    Ok(())
+}

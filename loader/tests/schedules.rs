@@ -320,3 +320,110 @@ fn a_grow_that_fails_in_the_middle_leaves_the_plan_before() {
         assert_eq!(changes.memory.plans.snapshot().value, 1);
     });
 }
+
+/// A plan and experts in one budget, as `Resident` has them: a change holds `turn` throughout, and whoever
+/// brings something in or takes it away holds `held`, which nobody does who waits for readers.
+struct Mixture {
+    plans: Generations<usize>,
+    turn: Mutex<()>,
+    held: Mutex<Place>,
+    table: Table<()>,
+    /// Units and experts in memory.
+    units: AtomicUsize,
+    experts: AtomicUsize,
+}
+
+/// Units that are in memory or have their place there, and what units and experts may be together.
+struct Place {
+    units: usize,
+    room: usize,
+}
+
+impl Mixture {
+    fn new(units: usize, room: usize) -> Arc<Self> {
+        Arc::new(Self {
+            plans: Generations::new(units),
+            turn: Mutex::new(()),
+            held: Mutex::new(Place { units, room }),
+            table: Table::default(),
+            units: AtomicUsize::new(units),
+            experts: AtomicUsize::new(0),
+        })
+    }
+
+    fn make_room(&self, place: &Place, units: usize, missing: usize) {
+        let fits = |entries: &Entries<()>| units + entries.iter().count() + missing <= place.room;
+        let (fits, _) = self.table.make_room(Duration::from_secs(60), fits);
+        assert!(fits, "whoever holds an expert lets go of it");
+        self.experts.store(self.table.lock().iter().count(), Ordering::SeqCst);
+    }
+
+    /// A pass: it takes a snapshot, and requires one expert after the other.
+    fn pass(&self, experts: &[u32]) {
+        let snapshot = self.plans.snapshot();
+        for index in experts {
+            let key = (0, *index);
+            if self.table.hold_all(&[key]).is_none() {
+                let place = lock(&self.held);
+                if self.table.hold(&[key]).is_empty() {
+                    self.make_room(&place, place.units, 1);
+                    let experts = self.experts.fetch_add(1, Ordering::SeqCst) + 1;
+                    let units = self.units.load(Ordering::SeqCst);
+                    assert!(units + experts <= place.room, "{units} and {experts} of {}", place.room);
+                    self.table.insert(key, ());
+                }
+            }
+            assert!(self.units.load(Ordering::SeqCst) >= snapshot.value, "what a pass holds stays");
+            self.table.let_go(&[key]);
+        }
+    }
+
+    fn change(&self, units: usize, room: usize) {
+        let _turn = lock(&self.turn);
+        let current = self.plans.snapshot().value;
+        let reached = units.min(current);
+        let release = || {
+            let mut place = lock(&self.held);
+            self.units.store(reached, Ordering::SeqCst);
+            (place.units, place.room) = (reached, room);
+            self.make_room(&place, units, 0);
+            place.units = units;
+            Ok::<(), ()>(())
+        };
+        assert_eq!(self.plans.shrink(reached, Duration::from_secs(60), |_| Ok(()), release), Ok(()));
+        let bring = || {
+            let _place = lock(&self.held);
+            self.units.store(units, Ordering::SeqCst);
+            Ok::<usize, ()>(units)
+        };
+        assert_eq!(self.plans.grow(|_| Ok(()), bring), Ok(()));
+        let experts = self.table.lock().iter().count();
+        assert!(units + experts <= room, "{units} and {experts} of {room}");
+    }
+}
+
+#[test]
+fn a_pass_that_a_smaller_budget_waits_for_gets_its_experts() {
+    explore(|| {
+        let mixture = Mixture::new(2, 3);
+        let pass = {
+            let mixture = Arc::clone(&mixture);
+            thread::spawn(move || mixture.pass(&[0, 1]))
+        };
+        mixture.change(1, 2);
+        pass.join().expect("a pass comes to its end");
+    });
+}
+
+#[test]
+fn a_pass_takes_no_room_that_a_larger_plan_is_to_have() {
+    explore(|| {
+        let mixture = Mixture::new(1, 2);
+        let pass = {
+            let mixture = Arc::clone(&mixture);
+            thread::spawn(move || mixture.pass(&[0, 1, 0]))
+        };
+        mixture.change(2, 3);
+        pass.join().expect("a pass comes to its end");
+    });
+}

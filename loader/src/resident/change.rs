@@ -8,6 +8,7 @@ use crate::open::Backend;
 use crate::plan::{Budget, Plan, Schedule};
 use crate::source::FileSource;
 use cmf_format::Source;
+use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 use rayon::prelude::*;
@@ -30,11 +31,19 @@ pub(super) const RELEASE_BYTES: u64 = 8 << 20;
 /// thousands.
 const PARTS: u64 = 4096;
 
-/// What is in memory, known to the thread that changes it.
+/// What is in memory. Whoever has it locked may bring in and take away; a change does so in several steps,
+/// between which others may, within [`Held::room`].
 pub(super) struct Held {
     files: Vec<FileHeld>,
     /// The budget that is in force.
     budget: Budget,
+    /// Steps whose pages are in memory or have their place there: of the plans before and after the change
+    /// that is under way the larger one, until what only that one has is given back.
+    units: usize,
+    /// Steps that are held when the change that is under way is done.
+    target: usize,
+    /// Bytes that the plan and what is on demand may take together.
+    room: u64,
 }
 
 struct FileHeld {
@@ -49,12 +58,17 @@ impl Held {
             pages: Runs::default(),
             verified: vec![false; file.archive().segments().len()],
         };
-        Self { files: files.iter().map(nothing).collect(), budget }
+        Self { files: files.iter().map(nothing).collect(), budget, units: 0, target: 0, room: 0 }
     }
 
-    /// The budget that is in force.
-    pub(super) fn budget(&self) -> Budget {
-        self.budget
+    /// Steps whose pages are in memory or have their place there.
+    pub(super) fn units(&self) -> usize {
+        self.units
+    }
+
+    /// Bytes that the plan and what is on demand may take together.
+    pub(super) fn room(&self) -> u64 {
+        self.room
     }
 
     fn page_bytes(&self) -> u64 {
@@ -92,7 +106,8 @@ impl Resident<'_> {
     pub(super) fn start(&self, budget: Budget) -> Result<()> {
         let target = self.target(budget)?;
         let mut held = lock(&self.held);
-        self.begin(&held, &target);
+        (held.units, held.room) = (target.units(), self.room_under(budget, &target));
+        self.begin(&mut held, &target);
         self.release(&mut held, 0)?;
         // With what is held always: transforms come with step 0.
         self.bring(&mut held, 0..target.units().saturating_add(1), target.units())?;
@@ -109,65 +124,101 @@ impl Resident<'_> {
         announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<Change, E> {
         let ticket = self.asked.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let mut held = lock(&self.held);
+        let _turn = lock(&self.turn);
         // By what has arrived, and what budget is in force, when it is this change's turn.
-        let budget = budget.unwrap_or(held.budget);
+        let budget = budget.unwrap_or(lock(&self.held).budget);
         let target = self.target(budget)?;
+        let moved = Cell::new(Change::default());
+        let ended_early = self.change_held(&moved, ticket, (budget, &target), announce);
+        self.step(&moved, |held| held.target = self.current.snapshot().value.units());
+        Ok(Change { ended_early: ended_early?, ..moved.get() })
+    }
+
+    /// A step of a change: nobody else brings anything in or takes anything away meanwhile. Adds what it
+    /// moves to `moved`.
+    fn step<T>(&self, moved: &Cell<Change>, work: impl FnOnce(&mut Held) -> T) -> T {
+        let mut held = lock(&self.held);
         let before = *lock(&self.status);
-        let result = self.change_held(&mut held, ticket, (budget, &target), announce);
+        let result = work(&mut held);
         self.settle(&held);
         let after = *lock(&self.status);
-        result.map(|ended_early| Change {
-            loaded_bytes: after.loaded_bytes.saturating_sub(before.loaded_bytes),
-            released_bytes: after.released_bytes.saturating_sub(before.released_bytes),
+        let Change { loaded_bytes, released_bytes, ended_early } = moved.get();
+        let loaded = after.loaded_bytes.saturating_sub(before.loaded_bytes);
+        let released = after.released_bytes.saturating_sub(before.released_bytes);
+        moved.set(Change {
+            loaded_bytes: loaded_bytes.saturating_add(loaded),
+            released_bytes: released_bytes.saturating_add(released),
             ended_early,
-        })
+        });
+        result
     }
 
     /// Whether a later change ended this one.
+    ///
+    /// While it waits for readers, and while it tells them, others may bring in what is on demand: a reader
+    /// that is waited for may need that to come to its end.
     fn change_held<E: From<Error>>(
         &self,
-        held: &mut Held,
+        moved: &Cell<Change>,
         ticket: u64,
         (budget, target): (Budget, &Plan),
         announce: &mut impl FnMut(&Snapshot) -> core::result::Result<(), E>,
     ) -> core::result::Result<bool, E> {
         let room = self.room_under(budget, target);
         self.check_pinned(target.units(), room)?;
-        self.begin(held, target);
+        self.step(moved, |held| self.begin(held, target));
         let announce = &mut |generation: &Arc<Generation<Plan>>| announce(&Snapshot(Arc::clone(generation)));
         let current = self.current.snapshot().value.units();
         let mut reached = target.units().min(current);
         // Also when nothing is dropped: pages that were touched outside of the plan go.
         let smaller = self.schedule.first(reached).under(target.budget_bytes());
-        let release = || self.release(held, reached).map_err(E::from);
+        let release = || {
+            self.step(moved, |held| {
+                self.release(held, reached)?;
+                held.units = reached;
+                // From here on the new budget is in force.
+                (held.budget, held.room) = (budget, room);
+                self.make_room(held, target.units(), &[])?;
+                held.units = target.units();
+                Ok(())
+            })
+            .map_err(|e: Error| E::from(e))
+        };
         let shrunk = self.current.shrink(smaller, self.options.patience, &mut *announce, release);
         shrunk.map_err(|stopped| self.stopped(stopped))?;
-        held.budget = budget;
-        self.make_room(held, target.units(), &[], room)?;
         for next in self.slices(reached, target.units()) {
             if self.asked.load(Ordering::Relaxed) != ticket {
                 // What came ahead of the steps that were published.
-                self.release(held, reached)?;
+                self.step(moved, |held| self.fall_back(held, reached))?;
                 return Ok(true);
             }
             let plan = self.schedule.first(next).under(target.budget_bytes());
             let steps = reached.saturating_add(1)..next.saturating_add(1);
-            let bring = || self.bring(held, steps, target.units()).map_err(E::from).map(|()| plan);
+            let bring = || {
+                let brought = self.step(moved, |held| self.bring(held, steps, target.units()));
+                brought.map_err(E::from).map(|()| plan)
+            };
             if let Err(stopped) = self.current.grow(&mut *announce, bring) {
                 // What was brought in and cannot be read goes.
-                let _ = self.release(held, reached);
+                let _ = self.step(moved, |held| self.fall_back(held, reached));
                 return Err(self.stopped(stopped));
             }
             reached = next;
         }
         if reached > current {
             // Whoever was told may have read compressed segments to decode them.
-            for (held, file) in held.files.iter().zip(&self.files) {
-                sweep(file.source(), &held.pages)?;
-            }
+            self.step(moved, |held| {
+                let mut files = held.files.iter().zip(&self.files);
+                files.try_for_each(|(held, file)| sweep(file.source(), &held.pages))
+            })?;
         }
         Ok(false)
+    }
+
+    /// Gives back what a grow brought in beyond `reached` steps.
+    fn fall_back(&self, held: &mut Held, reached: usize) -> Result<()> {
+        held.units = reached;
+        self.release(held, reached)
     }
 
     /// The steps at which a grow from `start` to `end` publishes what it has.
@@ -307,20 +358,14 @@ impl Resident<'_> {
     }
 
     /// Says what is going to happen.
-    fn begin(&self, held: &Held, target: &Plan) {
-        let (mut loading, mut releasing) = (0u64, 0u64);
-        for (held, wanted) in held.files.iter().zip(self.wanted(target.units())) {
-            loading = loading.saturating_add(wanted.minus(&held.pages).bytes());
-            releasing = releasing.saturating_add(held.pages.minus(&wanted).bytes());
+    fn begin(&self, held: &mut Held, target: &Plan) {
+        held.target = target.units();
+        {
+            let mut status = lock(&self.status);
+            status.budget_bytes = target.budget_bytes();
+            status.changes = status.changes.saturating_add(1);
         }
-        let mut status = lock(&self.status);
-        status.budget_bytes = target.budget_bytes();
-        status.wanted_bytes = self.wanted_bytes(target.units());
-        (status.loading_bytes, status.releasing_bytes) = (loading, releasing);
-        status.changes = status.changes.saturating_add(1);
-        if status.held_bytes == 0 {
-            status.held_bytes = beside(&self.schedule, target.units());
-        }
+        self.settle(held);
     }
 
     /// Bytes in memory for the first `steps` steps and what is on demand.
@@ -329,21 +374,24 @@ impl Resident<'_> {
         self.wanted(steps).map(|runs| runs.bytes()).fold(beside, u64::saturating_add)
     }
 
-    /// Says how it is now, when nothing is under way.
+    /// Says how it is now, between two steps.
     pub(super) fn settle(&self, held: &Held) {
+        let (mut loading, mut releasing) = (0u64, 0u64);
+        for (held, wanted) in held.files.iter().zip(self.wanted(held.target)) {
+            loading = loading.saturating_add(wanted.minus(&held.pages).bytes());
+            releasing = releasing.saturating_add(held.pages.minus(&wanted).bytes());
+        }
         let plan = &self.current.snapshot().value;
-        let decoded_bytes = self.demand.decoded_bytes();
-        let beside = beside(&self.schedule, plan.units()).saturating_add(decoded_bytes);
-        let wanted_bytes = self.wanted_bytes(plan.units());
+        let beside = beside(&self.schedule, plan.units()).saturating_add(self.demand.decoded_bytes());
+        let wanted_bytes = self.wanted_bytes(held.target);
         let mut status = lock(&self.status);
         status.units = plan.units();
         status.resident_bytes = plan.resident_bytes();
         status.held_bytes = held.page_bytes().saturating_add(beside);
         status.wanted_bytes = wanted_bytes;
-        status.demanded_bytes = wanted_bytes.saturating_sub(self.paged_bytes(plan.units()));
+        status.demanded_bytes = wanted_bytes.saturating_sub(self.paged_bytes(held.target));
         status.demanded = self.demand.count();
-        status.loading_bytes = 0;
-        status.releasing_bytes = status.held_bytes.saturating_sub(status.wanted_bytes);
+        (status.loading_bytes, status.releasing_bytes) = (loading, releasing);
     }
 
     fn count(&self, add: impl FnOnce(&mut Status, u64), bytes: &Range<u64>) {

@@ -4,8 +4,11 @@
 use super::table::{Entries, Entry, Key, Table};
 use super::{Resident, Runs, change, lock};
 use crate::error::{Error, Result};
-use crate::plan::{Budget, Plan, Want};
+use crate::model::Model;
+use crate::plan::{Budget, FileUnits, Plan, Want};
+use crate::source::FileSource;
 use crate::stored::transform_segments;
+use cmf_format::archive::Matrix;
 use core::ops::Range;
 use std::collections::BTreeSet;
 
@@ -43,9 +46,62 @@ pub(super) struct Pages {
 /// A matrix that is to be in memory.
 pub(super) struct Missing {
     key: Key,
+    needs: Needs,
+}
+
+/// What a matrix needs in memory.
+struct Needs {
     segments: Vec<u32>,
     pages: Runs,
     decoded_bytes: u64,
+}
+
+impl Needs {
+    /// What the levels of `matrix` up to `level` need, in a file with these units.
+    fn of(matrix: &Matrix<'_, FileSource>, units: &FileUnits, level: u16) -> Self {
+        let wanted = matrix.units().filter(|unit| unit.level() <= level);
+        let mut segments: BTreeSet<u32> = wanted.flat_map(|unit| unit.segments()).collect();
+        segments.extend(transform_segments(matrix));
+        let segments: Vec<u32> = segments.into_iter().collect();
+        let (pages, decoded_bytes) = units.held_for(&segments, change::page_bytes());
+        Self { segments, pages, decoded_bytes }
+    }
+}
+
+impl Model {
+    /// Bytes that all matrices of the tensors called `names`, with levels up to `level`, take together in memory
+    /// when they are there on demand ([`Resident::require`]): pages, and what compressed segments become.
+    ///
+    /// # Errors
+    /// `Argument` for a tensor that is not there or is a delta; as [`Model::schedule`].
+    pub fn demanded_bytes<'n>(&self, names: impl IntoIterator<Item = &'n str>, level: u16) -> Result<u64> {
+        let (pages, decoded_bytes) = self.demanded(names, level)?;
+        Ok(pages.iter().map(Runs::bytes).fold(decoded_bytes, u64::saturating_add))
+    }
+
+    /// Pages of each file, and what compressed segments become.
+    fn demanded<'n>(&self, names: impl IntoIterator<Item = &'n str>, level: u16) -> Result<(Vec<Runs>, u64)> {
+        let (files, schedule) = (self.files()?, self.schedule()?);
+        let (mut pages, mut bytes) = (vec![Vec::new(); files.len()], 0u64);
+        for name in names {
+            let stored = self.expect_tensor(name)?.find()?;
+            let of = |file: &&Model| std::ptr::eq(*file, stored.model);
+            let place = files.iter().position(of).filter(|_| stored.base.is_none());
+            let found = place.and_then(|place| Some((pages.get_mut(place)?, schedule.files().nth(place)?)));
+            let Some((pages, units)) = found else { return Err(delta(self, name)) };
+            for matrix in stored.record.matrices() {
+                let needs = Needs::of(&matrix, units, level);
+                bytes = bytes.saturating_add(needs.decoded_bytes);
+                pages.push(needs.pages);
+            }
+        }
+        Ok((pages.iter().map(Runs::union).collect(), bytes))
+    }
+}
+
+fn delta(model: &Model, name: &str) -> Error {
+    let part = format!("tensor `{}`", name.escape_debug());
+    Error::argument(model.path(), part, "is a delta, whose base is held always".into())
 }
 
 /// Keeps what was required in memory until it is dropped: see [`Resident::require`].
@@ -98,6 +154,7 @@ impl Resident<'_> {
     pub fn require<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Required<'_>> {
         let keys = self.keys(parts)?;
         if let Some(keys) = self.demand.hold_all(&keys) {
+            self.count_required(keys.len(), 0);
             return Ok(Required { demand: &self.demand, keys });
         }
         let mut held = lock(&self.held);
@@ -107,16 +164,17 @@ impl Resident<'_> {
         let mut required = Required { demand: &self.demand, keys: there };
         let missing = keys.iter().filter(|key| !required.keys.contains(key));
         let missing = missing.map(|key| self.missing(*key)).collect::<Result<Vec<_>>>()?;
-        let plan = &self.current.snapshot().value;
-        let room = self.room_under(held.budget(), plan);
         let needed = |key: &Key, entry: &Entry<Pages>| entry.pinned || keys.contains(key);
-        self.check_fits(self.total(&self.demand.lock(), plan.units(), &missing, needed), room)?;
-        self.make_room(&mut held, plan.units(), &missing, room)?;
+        let needed = self.total(&self.demand.lock(), held.units(), &missing, needed);
+        self.check_fits(needed, held.room())?;
+        let units = held.units();
+        self.make_room(&mut held, units, &missing)?;
+        let brought = missing.len();
         for part in missing {
-            let Missing { key, segments, pages, decoded_bytes } = part;
-            let brought = self.bring_to(&mut held, key.0, &pages, segments.into_iter());
-            if let Err(error) = brought {
-                let units = self.current.snapshot().value.units();
+            let Missing { key, needs } = part;
+            let Needs { segments, pages, decoded_bytes } = needs;
+            let came = self.bring_to(&mut held, key.0, &pages, segments.into_iter());
+            if let Err(error) = came {
                 let _ = self.release(&mut held, units);
                 self.settle(&held);
                 return Err(error);
@@ -125,7 +183,14 @@ impl Resident<'_> {
             required.keys.push(key);
         }
         self.settle(&held);
+        self.count_required(keys.len(), brought);
         Ok(required)
+    }
+
+    fn count_required(&self, required: usize, brought: usize) {
+        let mut status = lock(&self.status);
+        status.required = status.required.saturating_add(required as u64);
+        status.brought = status.brought.saturating_add(brought as u64);
     }
 
     /// Says that `parts` are used, so that others go before them; gives how many matrices of them are in
@@ -165,6 +230,23 @@ impl Resident<'_> {
         self.options.demand_level
     }
 
+    /// What all that is wanted takes in memory, in pages: the plan of all units, and all that is on demand.
+    /// O(directory).
+    ///
+    /// # Errors
+    /// `Argument` when a delta is wanted on demand; as [`Model::schedule`].
+    pub fn most_bytes(&self) -> Result<u64> {
+        let steps = self.schedule.steps();
+        let Some(want) = &self.options.want else { return Ok(self.paged_bytes(steps)) };
+        let names =
+            self.model.tensors().map(|tensor| tensor.name()).filter(|name| want(name) == Want::Demand);
+        let (pages, decoded_bytes) = self.model.demanded(names, self.options.demand_level)?;
+        let planned = self.schedule.files().map(|file| file.pages(steps, change::page_bytes()));
+        let pages = planned.zip(&pages).map(|(planned, demanded)| planned.plus(demanded).bytes());
+        Ok(pages
+            .fold(change::beside(&self.schedule, steps).saturating_add(decoded_bytes), u64::saturating_add))
+    }
+
     /// Whether all of `part` is in memory for being required; it may go at any time.
     ///
     /// # Errors
@@ -191,7 +273,7 @@ impl Resident<'_> {
             let stored = self.model.expect_tensor(name)?.find()?;
             let of = |file: &&crate::model::Model| std::ptr::eq(*file, stored.model);
             let file = self.files.iter().position(of).filter(|_| stored.base.is_none());
-            let file = file.ok_or_else(|| wrong("is a delta, whose base is held always"))?;
+            let file = file.ok_or_else(|| delta(self.model, name))?;
             let matrices = stored.record.matrices();
             let range: Range<usize> = match matrix {
                 Some(index) if index < matrices.len() => index..index.saturating_add(1),
@@ -210,12 +292,7 @@ impl Resident<'_> {
         let (Some(matrix), Some(units)) = (matrix, units) else {
             return Err(Error::argument(self.model.path(), "matrix", "is not there".into()));
         };
-        let wanted = matrix.units().filter(|unit| unit.level() <= self.options.demand_level);
-        let mut segments: BTreeSet<u32> = wanted.flat_map(|unit| unit.segments()).collect();
-        segments.extend(transform_segments(&matrix));
-        let segments: Vec<u32> = segments.into_iter().collect();
-        let (pages, decoded_bytes) = units.held_for(&segments, change::page_bytes());
-        Ok(Missing { key, segments, pages, decoded_bytes })
+        Ok(Missing { key, needs: Needs::of(&matrix, units, self.options.demand_level) })
     }
 
     /// Bytes that the plan and what is on demand may take together. A minimum whose pages do not fit the
@@ -224,7 +301,7 @@ impl Resident<'_> {
         let planned = self.paged_bytes(plan.units());
         match budget {
             Budget::Maximum => u64::MAX,
-            Budget::Minimum => planned.saturating_add(self.options.demand_bytes),
+            Budget::Minimum => planned.saturating_add(self.options.aside_bytes()),
             _ => plan.budget_bytes().max(planned),
         }
     }
@@ -243,11 +320,11 @@ impl Resident<'_> {
             let planned = file.pages(steps, change::page_bytes());
             let there =
                 counted().filter(|((file, _), _)| *file == index).map(|(_, entry)| &entry.value.pages);
-            let missing = missing.iter().filter(|part| part.key.0 == index).map(|part| &part.pages);
+            let missing = missing.iter().filter(|part| part.key.0 == index).map(|part| &part.needs.pages);
             Runs::union(missing.chain(there).chain([&planned])).bytes()
         });
         let decoded = counted().map(|(_, entry)| entry.value.decoded_bytes);
-        let decoded = decoded.chain(missing.iter().map(|part| part.decoded_bytes));
+        let decoded = decoded.chain(missing.iter().map(|part| part.needs.decoded_bytes));
         pages.chain(decoded).fold(change::beside(&self.schedule, steps), u64::saturating_add)
     }
 
@@ -269,17 +346,12 @@ impl Resident<'_> {
 
     /// Takes what was used longest ago out of memory until there is room for `missing` beside the plan of
     /// `steps` steps.
-    pub(super) fn make_room(
-        &self,
-        held: &mut change::Held,
-        steps: usize,
-        missing: &[Missing],
-        room: u64,
-    ) -> Result<()> {
+    pub(super) fn make_room(&self, held: &mut change::Held, steps: usize, missing: &[Missing]) -> Result<()> {
+        let room = held.room();
         let fits = |entries: &Entries<Pages>| self.total(entries, steps, missing, |_, _| true) <= room;
         let (fits, evicted) = self.demand.make_room(self.options.patience, fits);
         if evicted {
-            self.release(held, self.current.snapshot().value.units())?;
+            self.release(held, held.units())?;
         }
         let problem = "budget: others hold what would have to go for what is on demand";
         if fits { Ok(()) } else { Err(Error::busy(self.model.path(), problem.into())) }

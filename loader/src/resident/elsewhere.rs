@@ -19,9 +19,10 @@ impl Resident<'_> {
     pub fn give_back(&self, snapshot: &Snapshot, kept: &Schedule) -> Result<u64> {
         let (plan, page) = (snapshot.plan(), page_bytes());
         let mut bytes = 0u64;
-        for ((file, units), kept) in self.files.iter().zip(plan.schedule().files()).zip(kept.files()) {
+        let files = self.files.iter().zip(plan.schedule().files()).zip(kept.files());
+        for (index, ((file, units), kept)) in files.enumerate() {
             let (all, kept) = (units.pages(plan.units(), page), units.pages_of(kept, plan.units(), page));
-            let gone = all.minus(&kept);
+            let gone = all.minus(&kept).minus(&self.demand.pages(index));
             let source = file.source();
             let parts = source.parts(&gone, RELEASE_BYTES);
             let released = parts.into_iter().try_for_each(|part| source.release(part));

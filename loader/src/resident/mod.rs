@@ -105,6 +105,9 @@ pub struct ResidentOptions {
     /// Bytes of a budget that are set aside for what is wanted on demand, as far as the minimum of the rest
     /// leaves them. What the plan does not take is for it too.
     pub demand_bytes: u64,
+    /// Bytes that must be left for what is wanted on demand, as those of the largest expert: a budget that
+    /// leaves less beside the minimum of the rest is refused.
+    pub least_demand_bytes: u64,
     /// The highest level that comes on demand.
     pub demand_level: u16,
 }
@@ -116,8 +119,16 @@ impl Default for ResidentOptions {
             verify: true,
             patience: Duration::from_secs(60),
             demand_bytes: 0,
+            least_demand_bytes: 0,
             demand_level: u16::MAX,
         }
+    }
+}
+
+impl ResidentOptions {
+    /// Bytes that are set aside for what is wanted on demand where there is room.
+    fn aside_bytes(&self) -> u64 {
+        self.demand_bytes.max(self.least_demand_bytes)
     }
 }
 
@@ -135,6 +146,8 @@ pub struct Resident<'m> {
     schedule: Schedule,
     options: ResidentOptions,
     current: Generations<Plan>,
+    /// Held by whoever changes the plan, from the beginning of the change to its end.
+    turn: Mutex<()>,
     held: Mutex<Held>,
     demand: Demand,
     status: Mutex<Status>,
@@ -205,6 +218,7 @@ impl Model {
         }
         let resident = Resident {
             model: self,
+            turn: Mutex::new(()),
             held: Mutex::new(Held::nothing(&files, budget)),
             demand: Demand::default(),
             files,
@@ -293,6 +307,15 @@ impl<'m> Resident<'m> {
         change::paged_bytes(&self.schedule, steps)
     }
 
+    /// The smallest budget that is accepted: the minimum of the plan, and what must be left for what is on
+    /// demand ([`ResidentOptions::least_demand_bytes`]).
+    pub fn least_bytes(&self) -> u64 {
+        match self.options.least_demand_bytes {
+            0 => self.schedule.minimum_bytes(),
+            least => self.paged_bytes(self.schedule.required_steps()).saturating_add(least),
+        }
+    }
+
     /// The plan that fits `budget`.
     fn target(&self, budget: Budget) -> Result<Plan> {
         let whole = self.schedule.plan(budget).map_err(|e| Error::budget(self.model.path(), e))?;
@@ -303,11 +326,19 @@ impl<'m> Resident<'m> {
             return Err(Error::argument(self.model.path(), "file", problem));
         }
         if matches!(budget, Budget::Minimum | Budget::Maximum) {
-            return Ok(self.schedule.first(most).under(whole.budget_bytes()));
+            let aside = if budget == Budget::Minimum { self.options.aside_bytes() } else { 0 };
+            return Ok(self.schedule.first(most).under(whole.budget_bytes().saturating_add(aside)));
         }
-        let aside =
-            whole.budget_bytes().saturating_sub(self.paged_bytes(least)).min(self.options.demand_bytes);
-        let budget_bytes = whole.budget_bytes().saturating_sub(aside);
+        let rest = whole.budget_bytes().saturating_sub(self.paged_bytes(least));
+        if rest < self.options.least_demand_bytes {
+            let (expected, aside) = (self.least_bytes(), self.options.least_demand_bytes);
+            let found = whole.budget_bytes();
+            let problem = format!(
+                "expected at least {expected} bytes, {aside} of them for what is on demand, found {found}"
+            );
+            return Err(Error::argument(self.model.path(), "budget", problem));
+        }
+        let budget_bytes = whole.budget_bytes().saturating_sub(rest.min(self.options.aside_bytes()));
         // Pages of a prefix never become fewer as it grows.
         let (mut low, mut high) = (least, most);
         while low < high {

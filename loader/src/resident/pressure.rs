@@ -109,20 +109,19 @@ impl Pressure {
         Ok(Reading { room_bytes: room_bytes(owned_bytes)?, stalled_percent: stalled_percent() })
     }
 
-    /// Looks at memory until `done`, and calls `set` with budgets for `resident`. A budget below the
-    /// minimum of the model becomes the minimum, and one above its maximum the maximum.
+    /// Looks at memory until `done`, and calls `set` with budgets for `resident`. A budget below the least that
+    /// is accepted ([`Resident::least_bytes`]) becomes that, and one above all that is wanted that
+    /// ([`Resident::most_bytes`]).
     ///
     /// # Errors
-    /// As [`Pressure::read`], and what `set` gives.
+    /// As [`Pressure::read`] and [`Resident::most_bytes`], and what `set` gives.
     pub fn follow<E: From<io::Error>>(
         &self,
         resident: &Resident<'_>,
         done: &AtomicBool,
         mut set: impl FnMut(Budget) -> Result<(), E>,
     ) -> Result<(), E> {
-        let least = resident.schedule().minimum_bytes();
-        let most = resident.paged_bytes(resident.schedule().steps());
-        let most = most.saturating_add(resident.options.demand_bytes);
+        let (least, most) = (resident.least_bytes(), resident.most_bytes().map_err(io::Error::other)?);
         let owned = resident.model().backend() != Backend::Mmap;
         let mut steering = Steering::new(*self, resident.status().budget_bytes);
         while !done.load(Ordering::Relaxed) {

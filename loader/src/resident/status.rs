@@ -22,6 +22,10 @@ pub struct Status {
     pub demanded: usize,
     /// Bytes of [`Status::wanted_bytes`] that are for them alone.
     pub demanded_bytes: u64,
+    /// Matrices that were required so far: see [`Resident::require`](super::Resident::require).
+    pub required: u64,
+    /// Of them those that were not in memory, and were brought in.
+    pub brought: u64,
     /// Bytes of [`Status::held_bytes`] that were given back because a reader has them elsewhere, as it said
     /// last: see [`Resident::give_back`](super::Resident::give_back).
     pub elsewhere_bytes: u64,
