@@ -21,6 +21,33 @@ impl Device {
     }
 }
 
+/// What multiplies, and how much of the weights it may have.
+#[cfg(feature = "models")]
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// What multiplies with the weights
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: Device,
+    /// With --device gpu: bytes of weights that may be there; the CPU multiplies with the rest, from main memory
+    /// [default: all that --budget has]
+    #[arg(long, value_name = "SIZE")]
+    device_budget: Option<String>,
+}
+
+#[cfg(feature = "models")]
+impl DeviceArgs {
+    /// The GPU, if that is the device.
+    pub(crate) fn gpu(&self) -> anyhow::Result<Option<Gpu>> {
+        let budget = self.device_budget.as_deref().map(crate::size::parse).transpose();
+        let budget = budget.map_err(|e| anyhow::anyhow!("--device-budget: {e}"))?;
+        if budget.is_some() && self.device != Device::Gpu {
+            anyhow::bail!("--device-budget is for --device gpu");
+        }
+        let gpu = self.device.gpu()?;
+        Ok(gpu.map(|gpu| gpu.with_budget(budget)))
+    }
+}
+
 #[cfg(feature = "gpu")]
 pub(crate) use present::Gpu;
 
@@ -33,27 +60,35 @@ mod present {
     use std::sync::Arc;
 
     /// A device that is open.
-    pub(crate) struct Gpu(Arc<Context>);
+    pub(crate) struct Gpu {
+        context: Arc<Context>,
+        budget_bytes: u64,
+    }
 
     impl Gpu {
         pub(super) fn open() -> anyhow::Result<Self> {
-            Ok(Self(Arc::new(Context::new()?)))
+            Ok(Self { context: Arc::new(Context::new()?), budget_bytes: u64::MAX })
+        }
+
+        /// The same with at most so many bytes of weights of a model.
+        pub(super) fn with_budget(self, budget_bytes: Option<u64>) -> Self {
+            Self { budget_bytes: budget_bytes.unwrap_or(u64::MAX), ..self }
         }
 
         /// The device and kernels on it.
         pub(crate) fn context(&self) -> &Context {
-            &self.0
+            &self.context
         }
 
         /// Bytes of main memory that `weights` take on the device.
         pub(crate) fn owned_bytes(&self, moving: &Moving<'_>) -> u64 {
-            let bytes = moving.packed().device_bytes().filter(|_| self.0.shares_memory());
+            let bytes = moving.packed().device_bytes().filter(|_| self.context.shares_memory());
             bytes.unwrap_or(0)
         }
 
         /// The matrices of `model` under `plan`.
         pub(crate) fn weights<'m>(&self, model: &'m Model, plan: Plan) -> GpuModel<'m> {
-            GpuModel::new(model, plan, Arc::clone(&self.0))
+            GpuModel::new(model, plan, Arc::clone(&self.context)).with_budget(self.budget_bytes)
         }
 
         /// The matrices of what `resident` holds.
@@ -76,6 +111,10 @@ impl Gpu {
 
 #[cfg(all(not(feature = "gpu"), feature = "models"))]
 impl Gpu {
+    fn with_budget(self, _: Option<u64>) -> Self {
+        self
+    }
+
     pub(crate) fn weights<'m>(
         &self,
         _: &'m cmf_loader::Model,

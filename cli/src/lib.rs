@@ -5,6 +5,8 @@
 
 mod commands;
 mod device;
+#[cfg(feature = "models")]
+mod experts;
 mod plot;
 mod progress;
 mod size;

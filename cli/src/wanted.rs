@@ -16,7 +16,8 @@ impl Patterns {
         self.0.is_empty()
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Whether a pattern matches.
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 

@@ -21,6 +21,13 @@ fn a_build_without_the_feature_names_it() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_budget_of_a_device_is_for_a_device() -> Outcome {
+    let said = Place::new()?.refused(&["run", "m.cmf", "--device-budget", "1MB", "--prompt", "w1"])?;
+    assert!(said.contains("--device-budget is for --device gpu"), "{said}");
+    Ok(())
+}
+
 #[cfg(feature = "gpu")]
 mod gpu {
     use super::*;
@@ -120,6 +127,39 @@ terms = [
                 assert!(budget == "min" || gpu[key].as_u64() < cpu[key].as_u64(), "{key}: {gpu} and {cpu}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_with_a_budget_leaves_the_rest_to_main_memory() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let cpu = answer(&place, "m.cmf", &[])?;
+        let all = answer(&place, "m.cmf", &["--device", "gpu"])?;
+        let whole = all["device_bytes"].as_u64().ok_or("no device")?;
+        let mut before = all;
+        for tenths in [9, 5, 0] {
+            let limit = (whole * tenths / 10).to_string();
+            let found = answer(&place, "m.cmf", &["--device", "gpu", "--device-budget", &limit])?;
+            assert_eq!((&found["text"], &found["resident_bytes"]), (&cpu["text"], &cpu["resident_bytes"]));
+            assert!(found["device_bytes"].as_u64() <= Some(limit.parse()?), "{found}");
+            // What the device has not, main memory has.
+            for key in ["held_bytes", "mapped_bytes"] {
+                assert!(found[key].as_u64() >= before[key].as_u64(), "{key}: {found} after {before}");
+            }
+            before = found;
+        }
+        assert_eq!((&before["device_bytes"], &before["held_bytes"]), (&0.into(), &cpu["held_bytes"]));
+        let args = ["run", "m.cmf", "--raw", "--json", "-n", "4", "--device", "gpu", "--quiet"];
+        let mut child = place.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut input = child.stdin.take().ok_or("no input")?;
+        write!(input, "w1 w2 w3\n/device-budget {}\nw1 w2 w3\n/device-budget 1GB\nw1 w2 w3\n", whole / 2)?;
+        drop(input);
+        let lines = String::from_utf8(child.wait_with_output()?.stdout)?;
+        let lines = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let answers: Vec<_> = lines.iter().filter(|line| line["schema"] == 1).collect();
+        let bytes: Vec<_> = answers.iter().map(|answer| answer["device_bytes"].as_u64()).collect();
+        assert!(bytes[0] == Some(whole) && bytes[1] <= Some(whole / 2) && bytes[2] == bytes[0], "{bytes:?}");
+        assert!(answers.iter().all(|answer| answer["text"] == cpu["text"]), "{lines:?}");
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What `config.json` says of a Llama-family model, checked.
 
 use crate::error::{Error, Result};
+use crate::weights::ExpertName;
 use serde::Deserialize;
 
 /// Largest extent that a configuration may state; weights of such a size do not exist.
@@ -274,6 +275,17 @@ impl Config {
     /// Query heads that share a key and value head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads.max(1)
+    }
+
+    /// The names of the matrices of the experts of layer `layer`; none where there is no mixture.
+    pub fn experts(&self, layer: usize) -> Vec<ExpertName> {
+        let Some(Mixture { experts, block, matrices, .. }) = &self.mixture else { return Vec::new() };
+        let names = (0..*experts).map(|expert| {
+            let prefix = format!("model.layers.{layer}.{block}.experts.{expert}");
+            let [gate, up, down] = matrices.map(|name| format!("{prefix}.{name}.weight"));
+            ExpertName { gate, up, down }
+        });
+        names.collect()
     }
 
     /// Name of the matrix that gives the logits.

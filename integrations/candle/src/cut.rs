@@ -2,7 +2,10 @@
 
 use crate::card::Card;
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{DenseValues, missing};
+use crate::experts::on_demand;
+use crate::weights::{Dense, DenseValues, ExpertName, Experts, Linear, MatrixName, Rows, Weights, missing};
+use candle_core::Tensor;
+use cmf_loader::resident::Resident;
 use cmf_loader::{Levels, Model, Plan};
 
 /// Most bytes of f32 values for each byte of the file.
@@ -26,7 +29,12 @@ pub(crate) fn check_expansion(model: &Model) -> Result<()> {
 /// The tensors of a `.cmf`, as the units of a plan make them.
 pub struct CutModel<'m> {
     model: &'m Model,
-    plan: Option<Plan>,
+    cut: Cut,
+}
+
+enum Cut {
+    Plan(Plan),
+    UpTo(u16),
 }
 
 impl<'m> CutModel<'m> {
@@ -36,7 +44,58 @@ impl<'m> CutModel<'m> {
     /// `Limit` for a file of far more elements than anybody's weights fit in so few bytes.
     pub fn new(model: &'m Model, plan: Option<Plan>) -> Result<Self> {
         check_expansion(model)?;
-        Ok(Self { model, plan })
+        Ok(Self { model, cut: plan.map_or(Cut::UpTo(u16::MAX), Cut::Plan) })
+    }
+}
+
+/// Dense tensors of what a [`Resident`] holds: under its plan, and experts that are on demand in it, each of
+/// which comes into memory when it is multiplied with.
+pub struct ResidentCut<'m> {
+    resident: Resident<'m>,
+    plan: Dense<CutModel<'m>>,
+    demanded: Dense<CutModel<'m>>,
+}
+
+impl<'m> ResidentCut<'m> {
+    /// The tensors of the plan that is in force now.
+    ///
+    /// # Errors
+    /// As [`CutModel::new`].
+    pub fn new(resident: Resident<'m>) -> Result<Self> {
+        let model = resident.model();
+        let plan = Dense(CutModel::new(model, Some(resident.snapshot().plan().clone()))?);
+        let demanded = Dense(CutModel { model, cut: Cut::UpTo(resident.demand_level()) });
+        Ok(Self { resident, plan, demanded })
+    }
+
+    /// What is in memory.
+    pub fn resident(&self) -> &Resident<'m> {
+        &self.resident
+    }
+}
+
+impl Weights for ResidentCut<'_> {
+    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+        self.plan.vector(name, elements)
+    }
+
+    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+        self.plan.linear(matrices, inputs)
+    }
+
+    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+        self.plan.rows(name, rows, cols)
+    }
+
+    fn experts<'w>(
+        &'w self,
+        experts: &[ExpertName],
+        hidden: usize,
+        wide: usize,
+    ) -> Result<Box<dyn Experts + 'w>> {
+        let planned = |experts: &[ExpertName]| self.plan.experts(experts, hidden, wide);
+        let demanded = |experts: &[ExpertName]| self.demanded.experts(experts, hidden, wide);
+        on_demand(&self.resident, experts, &planned, &demanded)
     }
 }
 
@@ -54,7 +113,10 @@ impl DenseValues for CutModel<'_> {
             Error::new(ErrorKind::Limit, format!("tensor `{name}`: {elements} values do not fit memory"))
         })?;
         values.resize(elements, 0.0);
-        let levels = self.plan.as_ref().map_or(Levels::All, Levels::Plan);
+        let levels = match &self.cut {
+            Cut::Plan(plan) => Levels::Plan(plan),
+            Cut::UpTo(level) => Levels::UpTo(*level),
+        };
         tensor.decode_parallel(levels, &mut values)?;
         Ok(values)
     }

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::llama::{Block, RopeTable, Site, embedding};
+use crate::llama::{Block, Observe, RopeTable, Site, embedding};
 use crate::text::Windows;
 use crate::weights::Weights;
 use candle_core::Tensor;
@@ -46,8 +46,14 @@ impl Hidden {
     /// # Errors
     /// As [`Block::forward`].
     pub fn through(&mut self, block: &Block<'_>) -> Result<()> {
-        let next = self.states.par_iter().map(|x| block.forward(x, &self.rope, None, &mut |_, _| Ok(())));
+        let next = self.states.par_iter().map(|x| {
+            let x = block.attend(x, &self.rope, None, &mut |_, _| Ok(()))?;
+            if block.is_mixture() { Ok(x) } else { block.after_attention(&x, &mut |_, _| Ok(())) }
+        });
         self.states = next.collect::<Result<_>>()?;
+        if block.is_mixture() {
+            self.states = block.mix(&self.states)?;
+        }
         Ok(())
     }
 
@@ -64,13 +70,20 @@ impl Hidden {
         for states in self.states.chunks_mut(at_once.max(1)) {
             let run = |x: &mut Tensor| {
                 let mut seen = Vec::new();
-                *x = block.forward(x, rope, None, &mut |site, x| {
+                let observe: &mut Observe<'_> = &mut |site, x| {
                     seen.push((site, reduce(x)?));
                     Ok(())
-                })?;
+                };
+                *x = block.attend(x, rope, None, observe)?;
+                if !block.is_mixture() {
+                    *x = block.after_attention(x, observe)?;
+                }
                 Ok(seen)
             };
             let seen = states.par_iter_mut().map(run).collect::<Result<Vec<_>>>()?;
+            if block.is_mixture() {
+                states.clone_from_slice(&block.mix(states)?);
+            }
             for (site, reduced) in seen.into_iter().flatten() {
                 take(site, reduced)?;
             }

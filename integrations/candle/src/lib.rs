@@ -31,6 +31,7 @@
 //! candle-transformers.
 //!
 //! - [`llama`]: the model; it asks [`weights::Weights`] for what it multiplies with
+//! - [`experts`]: those of a mixture, held in memory when they are chosen
 //! - [`generate`], [`sample`], [`chat`]: text
 //! - [`eval`]: perplexity, and divergence from another model
 //! - [`moments`]: second moments of activations
@@ -41,6 +42,7 @@ pub mod config;
 pub mod cut;
 mod error;
 pub mod eval;
+pub mod experts;
 pub mod generate;
 pub mod gguf;
 #[cfg(feature = "gpu")]

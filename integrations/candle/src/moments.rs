@@ -89,7 +89,8 @@ pub fn collect(
             let place = Site::ALL.iter().position(|s| *s == site).and_then(|i| sums.get_mut(i));
             place.map_or(Ok(()), |sum| sum.add(&moments))
         })?;
-        for (site, sum) in Site::ALL.into_iter().zip(sums) {
+        let sums = Site::ALL.into_iter().zip(sums);
+        for (site, sum) in sums.filter(|(site, _)| Site::of(config).contains(site)) {
             let node = sum.node(windows.tokens())?;
             for matrix in site.matrices() {
                 let name = format!("model.layers.{layer}.{matrix}.weight");

@@ -1,9 +1,11 @@
 //! Packed weights whose budget moves between passes through a model.
 
 use crate::error::Result;
-use crate::packed::{OnDemand, PackedModel, on_demand};
+use crate::experts::on_demand;
+use crate::packed::{OpenedOnUse, PackedModel, Pool};
 use crate::weights::{ExpertName, Experts, Linear, MatrixName, Rows, Weights};
 use candle_core::Tensor;
+use cmf_kernels_cpu::Precision;
 use cmf_loader::resident::{Change, Resident, Status};
 use cmf_loader::{Budget, Model, Plan, Snapshot, Want};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,17 @@ pub trait Held: Weights + Send {
         false
     }
 
+    /// Says how many bytes of weights may be on that device: from the next [`Held::prepare`] on.
+    fn set_device_budget(&self, _budget_bytes: u64) {}
+
+    /// Is called when what was prepared has come into force: puts on the device what has room there.
+    fn fill(&self) {}
+
+    /// How activations are multiplied with experts that are on demand.
+    fn precision(&self) -> Precision {
+        Precision::Exact
+    }
+
     /// Bytes of weights on a device other than the CPU, where there is one.
     fn device_bytes(&self) -> Option<u64> {
         None
@@ -62,6 +75,10 @@ pub struct Moving<'m> {
     resident: Resident<'m>,
     /// For weights that cannot pin a plan.
     turns: Option<Turns>,
+    /// For products with experts that are on demand.
+    buffers: Pool,
+    /// Held by whoever changes what the weights hold.
+    following: Mutex<()>,
 }
 
 /// Passes and changes in turn: a change that waits is the next one, however many passes follow each
@@ -149,10 +166,14 @@ impl Weights for Moving<'_> {
         hidden: usize,
         wide: usize,
     ) -> Result<Box<dyn Experts + 'w>> {
-        match on_demand(&self.resident, experts)? {
-            true => Ok(Box::new(OnDemand::new(&self.resident, experts, hidden, wide)?)),
-            false => self.weights.experts(experts, hidden, wide),
-        }
+        let loaded = |experts: &[ExpertName]| self.weights.experts(experts, hidden, wide);
+        let demanded = |experts: &[ExpertName]| -> Result<Box<dyn Experts + 'w>> {
+            let (model, level) = (self.resident.model(), self.resident.demand_level());
+            let precision = self.weights.precision();
+            let sizes = [hidden, wide];
+            Ok(Box::new(OpenedOnUse::new(model, experts, sizes, level, precision, &self.buffers)?))
+        };
+        on_demand(&self.resident, experts, &loaded, &demanded)
     }
 
     fn stored_name(&self, name: &str) -> String {
@@ -170,7 +191,7 @@ impl<'m> Moving<'m> {
     pub fn with(resident: Resident<'m>, make: impl FnOnce(&'m Model, Plan) -> Box<dyn Held + 'm>) -> Self {
         let weights = make(resident.model(), resident.snapshot().plan().clone());
         let turns = weights.pin().is_none().then(Turns::default);
-        Self { weights, resident, turns }
+        Self { weights, resident, turns, buffers: Pool::default(), following: Mutex::default() }
     }
 
     /// The weights.
@@ -186,6 +207,11 @@ impl<'m> Moving<'m> {
     /// What is held, wanted and under way.
     pub fn status(&self) -> Status {
         self.resident.status()
+    }
+
+    /// Bytes that are held beside weights to multiply with them.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.weights.scratch_bytes().saturating_add(self.buffers.bytes())
     }
 
     /// Begins a pass of this thread, under the plan that is in force. Where plans come into force between
@@ -233,15 +259,35 @@ impl<'m> Moving<'m> {
         self.resident.set_arrived(steps, |snapshot| self.follow(snapshot))
     }
 
+    /// Changes how many bytes of weights a device may have, and returns when it has no more: what it has no room
+    /// for is multiplied with in main memory. Nothing where there is no device.
+    ///
+    /// # Errors
+    /// As [`Held::prepare`].
+    pub fn set_device_budget(&self, budget_bytes: u64) -> Result<()> {
+        self.weights.set_device_budget(budget_bytes);
+        let _following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        self.install(self.weights.plan())?;
+        self.give_back(&self.resident.snapshot()).map(drop)
+    }
+
     fn follow(&self, snapshot: &Snapshot) -> Result<()> {
+        let _following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
         if self.weights.plan() == *snapshot.plan() {
             return Ok(());
         }
-        let install = self.weights.prepare(snapshot.plan().clone())?;
+        self.install(snapshot.plan().clone())?;
+        self.give_back(snapshot).map(drop)
+    }
+
+    /// Brings a plan into force in the weights.
+    fn install(&self, plan: Plan) -> Result<()> {
+        let install = self.weights.prepare(plan)?;
         match &self.turns {
             Some(turns) => turns.between(install),
             None => install(),
         }?;
-        self.give_back(snapshot).map(drop)
+        self.weights.fill();
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
+use std::sync::Arc;
 
 /// y = x Wᵀ for the matrices W that read the same input.
 pub trait Linear: Send + Sync {
@@ -58,11 +59,21 @@ struct Loaded<'w>(Vec<(Box<dyn Linear + 'w>, Box<dyn Linear + 'w>)>);
 impl Experts for Loaded<'_> {
     fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
         let (gate_up, down) = self.0.get(expert).ok_or_else(|| Error::argument("no such expert"))?;
-        let products = gate_up.forward(&x.contiguous()?)?;
-        let [gate, up] = products.as_slice() else { return Err(Error::model("expected two products")) };
-        let product = down.forward(&(candle_nn::ops::silu(gate)? * up)?)?;
-        product.into_iter().next().ok_or_else(|| Error::model("expected a product"))
+        let x = x.contiguous()?;
+        expert_output(|| gate_up.forward(&x), |wide| down.forward(wide))
     }
+}
+
+/// The products of an expert: of gate and up with `x`, and of down with what is between, which `first` and
+/// `second` give.
+pub(crate) fn expert_output(
+    first: impl FnOnce() -> Result<Vec<Tensor>>,
+    second: impl FnOnce(&Tensor) -> Result<Vec<Tensor>>,
+) -> Result<Tensor> {
+    let products = first()?;
+    let [gate, up] = products.as_slice() else { return Err(Error::model("expected two products")) };
+    let product = second(&(candle_nn::ops::silu(gate)? * up)?)?;
+    product.into_iter().next().ok_or_else(|| Error::model("expected a product"))
 }
 
 /// Weights by name.
@@ -151,36 +162,44 @@ impl Rows for DenseRows {
     }
 }
 
-impl<W: Weights + ?Sized> Weights for &W {
-    fn run(&self, pass: &mut (dyn FnMut() + Send)) {
-        (**self).run(pass);
-    }
+/// Weights behind a pointer are weights.
+macro_rules! behind {
+    ($pointer:ty $(, $bound:ident)*) => {
+        impl<W: Weights + ?Sized $(+ $bound)*> Weights for $pointer {
+            fn run(&self, pass: &mut (dyn FnMut() + Send)) {
+                (**self).run(pass);
+            }
 
-    fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
-        (**self).vector(name, elements)
-    }
+            fn vector(&self, name: &str, elements: usize) -> Result<Tensor> {
+                (**self).vector(name, elements)
+            }
 
-    fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
-        (**self).linear(matrices, inputs)
-    }
+            fn linear<'w>(&'w self, matrices: &[MatrixName], inputs: usize) -> Result<Box<dyn Linear + 'w>> {
+                (**self).linear(matrices, inputs)
+            }
 
-    fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
-        (**self).rows(name, rows, cols)
-    }
+            fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
+                (**self).rows(name, rows, cols)
+            }
 
-    fn experts<'w>(
-        &'w self,
-        experts: &[ExpertName],
-        hidden: usize,
-        wide: usize,
-    ) -> Result<Box<dyn Experts + 'w>> {
-        (**self).experts(experts, hidden, wide)
-    }
+            fn experts<'w>(
+                &'w self,
+                experts: &[ExpertName],
+                hidden: usize,
+                wide: usize,
+            ) -> Result<Box<dyn Experts + 'w>> {
+                (**self).experts(experts, hidden, wide)
+            }
 
-    fn stored_name(&self, name: &str) -> String {
-        (**self).stored_name(name)
-    }
+            fn stored_name(&self, name: &str) -> String {
+                (**self).stored_name(name)
+            }
+        }
+    };
 }
+
+behind!(&W);
+behind!(Arc<W>, Send);
 
 /// What gives the values of a tensor by name, dense.
 pub trait DenseValues: Sync {
@@ -219,5 +238,43 @@ impl<V: DenseValues> Weights for Dense<V> {
 
     fn rows<'w>(&'w self, name: &str, rows: usize, cols: usize) -> Result<Box<dyn Rows + 'w>> {
         Ok(Box::new(DenseRows(dense_tensor(&self.0, name, &[rows, cols])?)))
+    }
+
+    /// An expert is read when it is multiplied with, and not kept: of a layer no more than one is in memory.
+    fn experts<'w>(
+        &'w self,
+        experts: &[ExpertName],
+        hidden: usize,
+        wide: usize,
+    ) -> Result<Box<dyn Experts + 'w>> {
+        for ExpertName { gate, up, down } in experts {
+            for (name, shape) in [(gate, [wide, hidden]), (up, [wide, hidden]), (down, [hidden, wide])] {
+                check_shape(name, &self.0.shape(name).ok_or_else(|| missing(name))?, &shape)?;
+            }
+        }
+        Ok(Box::new(DenseExperts { values: &self.0, experts: experts.to_vec(), hidden, wide }))
+    }
+}
+
+/// Dense experts of a layer.
+struct DenseExperts<'w, V> {
+    values: &'w V,
+    experts: Vec<ExpertName>,
+    hidden: usize,
+    wide: usize,
+}
+
+impl<V: DenseValues> Experts for DenseExperts<'_, V> {
+    fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let names = self.experts.get(expert).ok_or_else(|| Error::argument("no such expert"))?;
+        let (hidden, wide) = (self.hidden, self.wide);
+        let x = x.contiguous()?;
+        let product = |x: &Tensor, name: &str, shape: [usize; 2]| -> Result<Tensor> {
+            Ok(x.matmul(&dense_tensor(self.values, name, &shape)?.t()?)?)
+        };
+        expert_output(
+            || Ok(vec![product(&x, &names.gate, [wide, hidden])?, product(&x, &names.up, [wide, hidden])?]),
+            |between| Ok(vec![product(between, &names.down, [hidden, wide])?]),
+        )
     }
 }

@@ -158,3 +158,148 @@ fn plan_of_another_model_changes_nothing() -> TestResult {
     assert_eq!((logits(&llama, &config, 5)?, gpu.weight_bytes()), before);
     Ok(())
 }
+
+/// The model of `moving`, loaded, and whether its logits are those of the CPU under the plan in force.
+fn answers(moving: &Moving<'_>, llama: &Llama<'_>, config: &Config) -> TestResult {
+    let found = {
+        let _pass = moving.pass();
+        logits(llama, config, 3)?
+    };
+    let plan = Budget::Bytes(moving.packed().plan().resident_bytes());
+    let expected = on_cpu(moving.resident().model(), plan, config, 3)?;
+    let difference = difference(&found, &expected);
+    if difference < BOUND { Ok(()) } else { Err(format!("{difference}").into()) }
+}
+
+#[test]
+fn a_device_has_no_more_than_its_budget_and_main_memory_the_rest() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    for tied in [false, true] {
+        let (_directory, path) = written(&Tiny::new(Kind::Llama, tied).progressive())?;
+        let model = Model::open(&path)?;
+        let config = cut::card(&model)?.config().clone();
+        let whole = {
+            let gpu = GpuModel::new(&model, model.plan(Budget::Maximum)?, Arc::clone(&context));
+            let _llama = Llama::load(&gpu, &config)?;
+            gpu.weight_bytes()
+        };
+        let budgets = budgets(&model)?;
+        let mut before = 0;
+        for limit in [0, whole / 4, whole / 2, whole, u64::MAX] {
+            let moving = Moving::with(model.resident(budgets[2])?, |model, plan| {
+                Box::new(GpuModel::new(model, plan, Arc::clone(&context)).with_budget(limit))
+            });
+            let weights = moving.packed();
+            let llama = Llama::load(&weights, &config)?;
+            moving.settle()?;
+            for place in [2, 0, 4, 1, 4, 0, 3, 4] {
+                moving.set_budget(budgets[place])?;
+                let bytes = weights.device_bytes().ok_or("no device")?;
+                assert!(bytes <= limit, "{bytes} of {limit} under budget {place}");
+                answers(&moving, &llama, &config)?;
+                let status = moving.status();
+                assert!(
+                    status.elsewhere_bytes < status.held_bytes && (limit > 0 || status.elsewhere_bytes == 0)
+                );
+            }
+            // Of the whole model, the more the more it may.
+            moving.set_budget(Budget::Maximum)?;
+            let bytes = weights.device_bytes().ok_or("no device")?;
+            assert!(
+                bytes >= before && (bytes > before || limit == 0 || before == whole),
+                "{bytes} after {before}"
+            );
+            before = bytes;
+            assert_eq!(bytes == whole, limit >= whole, "{bytes} of {whole} with {limit}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_budget_of_a_device_moves_while_a_model_runs() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    let (_directory, path) = written(&Tiny::new(Kind::Llama, false).progressive())?;
+    let model = Model::open(&path)?;
+    let config = cut::card(&model)?.config().clone();
+    let moving = Moving::with(model.resident(Budget::Maximum)?, |model, plan| {
+        Box::new(GpuModel::new(model, plan, Arc::clone(&context)))
+    });
+    let weights = moving.packed();
+    let llama = Llama::load(&weights, &config)?;
+    let whole = weights.device_bytes().ok_or("no device")?;
+    let (budgets, done) = (budgets(&model)?, std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| -> TestResult {
+        let reader = scope.spawn(|| -> Result<usize, String> {
+            let mut passes = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let _pass = moving.pass();
+                let found = logits(&llama, &config, 3).map_err(|e| e.to_string())?;
+                let plan = Budget::Bytes(moving.packed().plan().resident_bytes());
+                let expected = on_cpu(&model, plan, &config, 3).map_err(|e| e.to_string())?;
+                let difference = difference(&found, &expected);
+                if difference >= BOUND {
+                    return Err(format!("{difference} after {passes} passes"));
+                }
+                passes += 1;
+            }
+            Ok(passes)
+        });
+        let changed = (0..60u64).try_for_each(|step| -> cmf_candle::Result<()> {
+            let limit = whole * (step * 7 % 11) / 10;
+            moving.set_device_budget(limit)?;
+            assert!(weights.device_bytes() <= Some(limit), "{:?} of {limit}", weights.device_bytes());
+            moving.set_budget(budgets[(step * 3 % 5) as usize])?;
+            assert!(weights.device_bytes() <= Some(limit), "{:?} of {limit}", weights.device_bytes());
+            Ok(())
+        });
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let passes = reader.join().map_err(|_| "panicked")??;
+        changed?;
+        assert!(passes > 0);
+        Ok(())
+    })?;
+    moving.set_device_budget(u64::MAX)?;
+    moving.set_budget(Budget::Maximum)?;
+    assert_eq!(weights.device_bytes(), Some(whole));
+    Ok(())
+}
+
+#[test]
+fn a_mixture_has_its_experts_in_main_memory_and_the_rest_on_the_device() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    let (_directory, path) = written(&Tiny::new(Kind::Qwen3Moe, false).progressive())?;
+    let model = Model::open(&path)?;
+    let config = cut::card(&model)?.config().clone();
+    let memory =
+        cmf_candle::experts::ExpertMemory::of(&model, &config, u16::MAX, &|_| true)?.ok_or("no mixture")?;
+    let (one, token) = (memory.one_bytes(), memory.token_bytes());
+    let want = move |name: &str| {
+        if memory.has(name) { cmf_loader::Want::Demand } else { cmf_loader::Want::Budget }
+    };
+    let options = cmf_loader::resident::ResidentOptions {
+        want: Some(Arc::new(want)),
+        demand_bytes: token,
+        least_demand_bytes: one,
+        ..Default::default()
+    };
+    let moving = Moving::with(model.resident_with(Budget::Maximum, options)?, |model, plan| {
+        Box::new(GpuModel::new(model, plan, Arc::clone(&context)))
+    });
+    let llama = Llama::load(&moving, &config)?;
+    moving.settle()?;
+    let expected = on_cpu(&model, Budget::Maximum, &config, 5)?;
+    let (least, most) = (moving.resident().least_bytes(), moving.resident().most_bytes()?);
+    let rest = most - (most - least) / 2;
+    for budget in [Budget::Maximum, Budget::Bytes(rest), Budget::Bytes(most)] {
+        moving.set_budget(budget)?;
+        let _pass = moving.pass();
+        let found = logits(&llama, &config, 5)?;
+        if budget != Budget::Bytes(rest) {
+            assert!(difference(&found, &expected) < BOUND);
+        }
+        let status = moving.status();
+        assert!(status.demanded > 0 && status.held_bytes <= most, "{status:?}");
+    }
+    Ok(())
+}

@@ -2,20 +2,22 @@
 
 mod report;
 
-use crate::device::{Device, Gpu};
+use crate::device::{DeviceArgs, Gpu};
+use crate::experts::{ExpertArgs, Held, OnDemand};
 use crate::progress::{Bar, Unit};
 use crate::{Answer, plot, print, text};
 use anyhow::Context;
-use cmf_candle::cut::{self, CutModel};
+use cmf_candle::cut::{self, CutModel, ResidentCut};
 use cmf_candle::eval::kept::{self, Key};
 use cmf_candle::eval::{self, States, Subject};
 use cmf_candle::weights::{Dense, Weights};
 use cmf_candle::{AnyModel, Card, Windows};
-use cmf_loader::{Budget, Model, Plan};
+use cmf_loader::{Budget, Model, Plan, Want};
 use report::{Report, Row};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -38,9 +40,10 @@ pub(crate) struct Args {
     /// Bytes that may be resident, as `cmf plan` takes them; may be repeated [default: max]
     #[arg(long, value_name = "SIZE", value_delimiter = ',', num_args = 1..)]
     budget: Vec<String>,
-    /// What multiplies with the weights of FILE
-    #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    #[command(flatten)]
+    experts: ExpertArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// The model to compare predictions with
     #[arg(long, value_name = "MODEL")]
     baseline: Option<PathBuf>,
@@ -72,12 +75,14 @@ struct Opened<'m> {
     weights: Box<dyn Weights + 'm>,
     card: Card,
     fingerprint: String,
+    /// What experts take that are on demand.
+    experts: Option<Box<dyn Fn() -> Held + 'm>>,
 }
 
 fn open_any(path: &Path) -> anyhow::Result<Opened<'static>> {
     let model = AnyModel::open(path)?;
     let (card, fingerprint) = (model.card()?, model.fingerprint());
-    Ok(Opened { weights: card.weights(Dense(model)), card, fingerprint })
+    Ok(Opened { weights: card.weights(Dense(model)), card, fingerprint, experts: None })
 }
 
 fn is_cmf(path: &Path) -> bool {
@@ -104,7 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         (None, path) => path.map(open_any).transpose()?,
     };
     let (opened, rows) = match &model {
-        Some(model) => open_cuts(model, &args.budget, &budgets, gpu.as_ref())?,
+        Some(model) => open_cuts(args, model, &budgets, gpu.as_ref())?,
         None if gpu.is_some() => anyhow::bail!("{}: --device gpu needs a .cmf", args.file.display()),
         None if budgets.is_empty() => {
             let elements = cmf_converters::source::open(&args.file)?;
@@ -137,24 +142,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         Some(opened) => Some((subject(opened), kept_states(args, opened, &windows, &states)?)),
         None => None,
     };
-    let (mut subjects, mut seconds) = (Vec::new(), Vec::new());
+    let (mut subjects, mut seconds, mut experts) = (Vec::new(), Vec::new(), Vec::new());
     for opened in &opened {
         let (states, taken) = states(opened)?;
         subjects.push((subject(opened), states));
         seconds.push(taken / windows.iter().len() as f64);
+        experts.push(opened.experts.as_ref().map(|held| held()));
     }
     let progress = |done, total| bar.set("scores", done, total);
     let (own, scores) = eval::score(&subjects, base.as_ref(), &windows, &progress)?;
     drop(bar);
-    let results = rows.into_iter().zip(scores).zip(seconds);
+    let results = rows.into_iter().zip(scores).zip(seconds).zip(experts);
     let report = Report {
         text: args.text.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         windows: windows.iter().len(),
         context: windows.context(),
         baseline: own,
         results: results
-            .map(|(((budget, budget_bytes, resident_bytes, bits_per_weight), scores), seconds_per_window)| {
-                Row { budget, budget_bytes, resident_bytes, bits_per_weight, scores, seconds_per_window }
+            .map(|(((size, scores), seconds_per_window), experts)| {
+                let (budget, budget_bytes, resident_bytes, bits_per_weight) = size;
+                Row {
+                    budget,
+                    budget_bytes,
+                    resident_bytes,
+                    bits_per_weight,
+                    experts,
+                    scores,
+                    seconds_per_window,
+                }
             })
             .collect(),
         seconds: started.elapsed().as_secs_f64(),
@@ -198,30 +213,63 @@ fn open_cut<'m>(model: &'m Model, plan: Plan, gpu: Option<&Gpu>) -> anyhow::Resu
         Some(gpu) => card.weights(gpu.weights(model, plan)),
         None => card.weights(Dense(CutModel::new(model, Some(plan))?)),
     };
-    Ok(Opened { weights, card, fingerprint })
+    Ok(Opened { weights, card, fingerprint, experts: None })
+}
+
+/// A model whose experts come on demand, within a budget.
+fn open_on_demand<'m>(
+    model: &'m Model,
+    card: Card,
+    experts: &OnDemand,
+    budget: Budget,
+    gpu: Option<&Gpu>,
+) -> anyhow::Result<(Opened<'m>, Plan)> {
+    let budget = experts.budget(model, budget)?;
+    let resident = model.resident_with(budget, experts.options(|_| Want::Budget))?;
+    let plan = resident.snapshot().plan().clone();
+    let fingerprint = format!("{:?} {} {experts:?}", model.identity(), plan.units());
+    let experts = experts.clone();
+    let (weights, experts): (_, Box<dyn Fn() -> Held>) = match gpu {
+        Some(gpu) => {
+            let moving = Arc::new(gpu.moving(resident));
+            (card.weights(Arc::clone(&moving)), Box::new(move || experts.held(&moving.status())))
+        }
+        None => {
+            let cut = Arc::new(ResidentCut::new(resident)?);
+            (card.weights(Arc::clone(&cut)), Box::new(move || experts.held(&cut.resident().status())))
+        }
+    };
+    Ok((Opened { weights, card, fingerprint, experts: Some(experts) }, plan))
 }
 
 type Size = (Option<String>, Option<u64>, u64, f64);
 
 /// The model under each budget.
 fn open_cuts<'m>(
+    args: &Args,
     model: &'m Model,
-    names: &[String],
     budgets: &[Budget],
     gpu: Option<&Gpu>,
 ) -> anyhow::Result<(Vec<Opened<'m>>, Vec<Size>)> {
     let default = [Budget::Maximum];
     let budgets = if budgets.is_empty() { &default } else { budgets };
     let (mut opened, mut rows) = (Vec::new(), Vec::new());
+    let experts = args.experts.on_demand(model, cut::card(model)?.config(), &|_| false)?;
     for (i, budget) in budgets.iter().enumerate() {
-        let plan: Plan = model.plan(*budget)?;
+        let (next, plan) = match &experts {
+            Some(experts) => open_on_demand(model, cut::card(model)?, experts, *budget, gpu)?,
+            None => {
+                let plan = model.plan(*budget)?;
+                (open_cut(model, plan.clone(), gpu)?, plan)
+            }
+        };
         rows.push((
-            Some(names.get(i).cloned().unwrap_or_else(|| budget.to_string())),
+            Some(args.budget.get(i).cloned().unwrap_or_else(|| budget.to_string())),
             Some(plan.budget_bytes()),
             plan.resident_bytes(),
             plan.bits_per_weight(),
         ));
-        opened.push(open_cut(model, plan, gpu)?);
+        opened.push(next);
     }
     Ok((opened, rows))
 }

@@ -1,5 +1,6 @@
 //! What `cmf eval` says: a table, JSON, a picture.
 
+use crate::experts::Held;
 use crate::plot::{Chart, Kind, Legend, Note, Series};
 use crate::text;
 use anyhow::Context;
@@ -23,6 +24,9 @@ pub(super) struct Row {
     pub(super) budget_bytes: Option<u64>,
     pub(super) resident_bytes: u64,
     pub(super) bits_per_weight: f64,
+    /// Experts of a mixture that came when they were chosen, beside the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) experts: Option<Held>,
     #[serde(flatten)]
     pub(super) scores: Scores,
     /// Of the layers alone, decoding included.
@@ -52,7 +56,8 @@ pub(super) fn chart(name: &str, report: &Report, others_name: &str, points: &[Po
     let compared = report.baseline.is_some();
     let value = |kl: Option<f64>, perplexity: Option<f64>| if compared { kl } else { perplexity };
     let own = report.results.iter().filter_map(|row| {
-        Some((megabytes(row.resident_bytes), value(row.scores.kl_mean, Some(row.scores.perplexity))?))
+        let bytes = row.resident_bytes.saturating_add(row.experts.map_or(0, |experts| experts.bytes));
+        Some((megabytes(bytes), value(row.scores.kl_mean, Some(row.scores.perplexity))?))
     });
     let others: Vec<_> = points
         .iter()
@@ -119,6 +124,12 @@ pub(super) fn table(report: &Report) -> String {
         cells(budget, Some(resident), Some(bits), &row.scores, Some(row.seconds_per_window))
     }));
     let mut out = text::table(&head, &rows);
+    for row in &report.results {
+        if let Some(experts) = &row.experts {
+            let budget = row.budget.as_deref().unwrap_or("(whole)");
+            out += &format!("{budget}: {} beside the plan\n", experts.size());
+        }
+    }
     out += &format!(
         "{}: {} windows of {} tokens, {:.1} s\n",
         report.text, report.windows, report.context, report.seconds

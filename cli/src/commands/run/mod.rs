@@ -7,7 +7,8 @@ mod stream;
 
 use crate::Answer;
 use crate::commands::arrivals::Arrivals;
-use crate::device::{Device, Gpu};
+use crate::device::{Device, DeviceArgs, Gpu};
+use crate::experts::{ExpertArgs, OnDemand};
 use crate::wanted::Patterns;
 use anyhow::{Context, bail};
 use cmf_candle::generate::Generator;
@@ -15,6 +16,7 @@ use cmf_candle::llama::Llama;
 use cmf_candle::moving::Moving;
 use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
+use cmf_candle::weights::Weights;
 use cmf_candle::{Card, cut};
 use cmf_loader::resident::pressure::{Pressure, Steering};
 use cmf_loader::resident::{Resident, ResidentOptions, WantOf};
@@ -32,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
   cmf run model.cmf                    talks; a line `/budget 30MiB` changes the budget meanwhile
   cmf run model.cmf --raw --prompt 'Once upon a time' --temperature 0.8 --seed 7
   cmf run model.cmf --budget auto --watch
+  cmf run mixtral.cmf --budget 8GiB --experts 2GiB
   cmf run https://example.com/model.cmf --prompt 'What is a glacier?'")]
 pub(crate) struct Args {
     /// A .cmf with a model of the Llama family, its tokenizer and its configuration; or the address of
@@ -47,6 +50,8 @@ pub(crate) struct Args {
     /// Hold tensors of this name whole whatever the budget; * is any text, ? any character
     #[arg(long, value_name = "PATTERN")]
     pin: Vec<String>,
+    #[command(flatten)]
+    experts: ExpertArgs,
     /// Most tokens of an answer
     #[arg(short = 'n', long, default_value_t = 256)]
     tokens: usize,
@@ -62,9 +67,8 @@ pub(crate) struct Args {
     /// Sample from so many of the likeliest tokens; 0 is all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// What multiplies with the weights
-    #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// How activations are multiplied
     #[arg(long, value_name = "P", value_enum, default_value_t = super::Activations::Exact)]
     activations: super::Activations,
@@ -99,7 +103,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
     Sampler::new(sampling)?;
     let budget = Budget::parse(&args.budget)?;
-    if args.device == Device::Gpu && args.activations != super::Activations::Exact {
+    if args.device.device == Device::Gpu && args.activations != super::Activations::Exact {
         bail!("--device gpu: only --activations exact")
     }
     let gpu = args.device.gpu()?;
@@ -124,23 +128,44 @@ fn local(
 ) -> anyhow::Result<()> {
     let model = Model::open(file)?;
     let card = cut::card(&model)?;
-    let resident = model.resident_with(budget, options(args, &model)?)?;
-    talk(args, gpu, &card, resident, sampling, None, None)
+    let pinned = pinned(args, &model)?;
+    let experts = args.experts.on_demand(&model, card.config(), &|name| pinned.has(name))?;
+    let (budget, options) = match &experts {
+        Some(experts) => {
+            let want = move |name: &str| pinned.want(name, Want::Always, Want::Budget);
+            (experts.budget(&model, budget)?, experts.options(want))
+        }
+        None => (budget, holding(pinned)),
+    };
+    let resident = model.resident_with(budget, options)?;
+    let beside = Beside { experts: experts.as_ref(), ..Beside::default() };
+    talk(args, gpu, &card, resident, sampling, &beside)
 }
 
 /// What is held whatever the budget.
-fn options(args: &Args, model: &Model) -> anyhow::Result<ResidentOptions> {
+fn pinned(args: &Args, model: &Model) -> anyhow::Result<Patterns> {
     let pinned = Patterns::new(&args.pin);
     pinned.check(model.tensors().map(|tensor| tensor.name()).collect::<Vec<_>>().into_iter())?;
-    let want: WantOf = Arc::new({
-        let pinned = pinned.clone();
-        move |name: &str| pinned.want(name, Want::Always, Want::Budget)
-    });
-    Ok(ResidentOptions { want: (!pinned.is_empty()).then_some(want), ..ResidentOptions::default() })
+    Ok(pinned)
+}
+
+/// Options for a model that is all in the plan.
+fn holding(pinned: Patterns) -> ResidentOptions {
+    let some = !pinned.is_empty();
+    let want: WantOf = Arc::new(move |name: &str| pinned.want(name, Want::Always, Want::Budget));
+    ResidentOptions { want: some.then_some(want), ..ResidentOptions::default() }
 }
 
 /// What goes on beside a conversation, on a thread of its own, until the flag is set.
-type Beside<'b> = dyn Fn(&Moving<'_>, &AtomicBool) -> anyhow::Result<()> + Sync + 'b;
+type Work<'b> = dyn Fn(&Moving<'_>, &AtomicBool) -> anyhow::Result<()> + Sync + 'b;
+
+/// What a conversation has beside the model.
+#[derive(Default)]
+struct Beside<'b> {
+    work: Option<&'b Work<'b>>,
+    arrivals: Option<&'b Arrivals>,
+    experts: Option<&'b OnDemand>,
+}
 
 /// A conversation with the model that `resident` holds.
 fn talk(
@@ -149,8 +174,7 @@ fn talk(
     card: &Card,
     resident: Resident<'_>,
     sampling: Sampling,
-    beside: Option<&Beside<'_>>,
-    arrivals: Option<&Arrivals>,
+    beside: &Beside<'_>,
 ) -> anyhow::Result<()> {
     let moving = match gpu {
         Some(gpu) => gpu.moving(resident),
@@ -158,10 +182,14 @@ fn talk(
             Box::new(PackedModel::new(model, plan).with_precision(args.activations.into()))
         }),
     };
-    let weights = card.weights(moving.packed());
+    let weights = match beside.experts {
+        // A pass that may wait for an expert is made by a thread of its own: what it waits for may need the pool.
+        Some(_) => card.weights(&moving as &dyn Weights),
+        None => card.weights(moving.packed()),
+    };
     let llama = Llama::load(weights.as_ref(), card.config())?;
     moving.settle()?;
-    let picture = args.watch.then(Picture::default);
+    let picture = args.watch.then(|| Picture::new(beside.experts));
     let system = args.system.iter().map(|content| message("system", content));
     let session = Session {
         args,
@@ -169,7 +197,8 @@ fn talk(
         text: card.text()?,
         card,
         picture: picture.as_ref(),
-        arrivals,
+        arrivals: beside.arrivals,
+        experts: beside.experts,
         generator: Generator::new(&llama),
         messages: system.collect(),
     };
@@ -182,8 +211,8 @@ fn talk(
         if let Some(picture) = &picture {
             helpers.push(scope.spawn(|| picture.draw(&moving, &done)));
         }
-        if let Some(beside) = beside {
-            helpers.push(scope.spawn(|| beside(&moving, &done)));
+        if let Some(work) = beside.work {
+            helpers.push(scope.spawn(|| work(&moving, &done)));
         }
         let result = converse(args, session, sampling);
         done.store(true, Ordering::Relaxed);
@@ -205,8 +234,7 @@ fn follow(moving: &Moving<'_>, gpu: Option<&Gpu>, done: &AtomicBool) -> anyhow::
     };
     // What a device has in main memory is this process's own, and a smaller budget gives it back.
     let resident = moving.resident();
-    let schedule = resident.schedule();
-    let (least, most) = (schedule.minimum_bytes(), resident.paged_bytes(schedule.steps()));
+    let (least, most) = (resident.least_bytes(), resident.most_bytes()?);
     let mut steering = Steering::new(pressure, moving.status().budget_bytes);
     while !done.load(Ordering::Relaxed) {
         let mut reading = Pressure::read(gpu.owned_bytes(moving))?;
@@ -227,10 +255,11 @@ fn converse(args: &Args, mut session: Session<'_, '_>, sampling: Sampling) -> an
     }
     for line in std::io::stdin().lock().lines() {
         let line = line.context("standard input")?;
-        match line.trim().strip_prefix("/budget") {
-            Some(budget) => session.set_budget(budget)?,
-            None if line.trim().is_empty() => {}
-            None => session.answer(&line, sampling)?,
+        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+            ("/budget", budget) => session.set_budget(budget)?,
+            ("/device-budget", budget) => session.set_device_budget(budget)?,
+            ("", "") => {}
+            _ => session.answer(&line, sampling)?,
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! What goes on in memory while a model talks.
 
+use crate::experts::OnDemand;
 use crate::size;
 use cmf_candle::moving::Moving;
 use cmf_loader::resident::Status;
@@ -17,13 +18,18 @@ const BAR_CELLS: u64 = 48;
 const ANSWER_CHARS: usize = 240;
 
 /// Drawn on standard error: over itself on a terminal, else frame by frame.
-#[derive(Default)]
-pub(super) struct Picture {
+pub(super) struct Picture<'p> {
     tokens: AtomicU64,
     answer: Mutex<String>,
+    experts: Option<&'p OnDemand>,
 }
 
-impl Picture {
+impl<'p> Picture<'p> {
+    /// A picture of a model, some of whose experts may come on demand.
+    pub(super) fn new(experts: Option<&'p OnDemand>) -> Self {
+        Self { tokens: AtomicU64::new(0), answer: Mutex::default(), experts }
+    }
+
     /// Says that the answer is `answer` now, one token longer than before.
     pub(super) fn token(&self, answer: &str) {
         self.tokens.fetch_add(1, Ordering::Relaxed);
@@ -36,6 +42,7 @@ impl Picture {
     pub(super) fn draw(&self, moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
         let terminal = stderr().is_terminal();
         let (mut tokens, mut at) = (0, Instant::now());
+        let most = moving.resident().most_bytes()?;
         loop {
             let last = done.load(Ordering::Relaxed);
             let now = self.tokens.load(Ordering::Relaxed);
@@ -43,8 +50,11 @@ impl Picture {
             (tokens, at) = (now, Instant::now());
             let resident = moving.resident();
             let snapshot = resident.snapshot();
-            let most = resident.paged_bytes(resident.schedule().steps());
-            let mut frame = frame(&moving.status(), most, rate);
+            let status = moving.status();
+            let mut frame = frame(&status, most, rate);
+            if let Some(experts) = self.experts {
+                frame += &format!("experts   {}\n", experts.held(&status).show());
+            }
             if let Some(bytes) = moving.packed().device_bytes() {
                 frame += &format!("gpu       {} of weights\n", size::show(bytes));
             }

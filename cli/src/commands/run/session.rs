@@ -4,6 +4,7 @@ use super::Args;
 use super::memory::{mapped_bytes, process_bytes};
 use super::picture::Picture;
 use crate::commands::arrivals::Arrivals;
+use crate::experts::{Held, OnDemand};
 use crate::print;
 use cmf_candle::chat::Message;
 use cmf_candle::generate::{Generator, Stream};
@@ -35,6 +36,9 @@ struct Summary {
     held_bytes: u64,
     /// Bytes read from the file so far to hold them.
     moved_bytes: u64,
+    /// Experts of a mixture that come when they are chosen: part of what is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Held>,
     /// Bytes of weights on a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     device_bytes: Option<u64>,
@@ -57,8 +61,9 @@ pub(super) struct Session<'s, 'm> {
     pub(super) moving: &'s Moving<'m>,
     pub(super) text: &'s Text,
     pub(super) card: &'s Card,
-    pub(super) picture: Option<&'s Picture>,
+    pub(super) picture: Option<&'s Picture<'s>>,
     pub(super) arrivals: Option<&'s Arrivals>,
+    pub(super) experts: Option<&'s OnDemand>,
     pub(super) generator: Generator<'s, 's>,
     pub(super) messages: Vec<Message>,
 }
@@ -69,12 +74,27 @@ pub(super) fn message(role: &str, content: &str) -> Message {
 
 impl Session<'_, '_> {
     pub(super) fn set_budget(&self, budget: &str) -> anyhow::Result<()> {
-        let changed = Budget::parse(budget).map_err(anyhow::Error::from);
-        match changed.and_then(|budget| Ok(self.moving.set_budget(budget)?)) {
+        let changed = Budget::parse(budget).map_err(anyhow::Error::from).and_then(|budget| {
+            let model = self.moving.resident().model();
+            let budget = self.experts.map_or(Ok(budget), |experts| experts.budget(model, budget))?;
+            Ok(self.moving.set_budget(budget)?)
+        });
+        match changed {
             Ok(_) => Ok(()),
             // A mistake in a conversation does not end it.
             Err(error) => self.say(&format!("{error}\n")),
         }
+    }
+
+    pub(super) fn set_device_budget(&self, budget: &str) -> anyhow::Result<()> {
+        let changed = crate::size::parse(budget).map_err(anyhow::Error::msg).and_then(|bytes| {
+            anyhow::ensure!(
+                self.moving.packed().device_bytes().is_some(),
+                "/device-budget is for --device gpu"
+            );
+            Ok(self.moving.set_device_budget(bytes)?)
+        });
+        changed.or_else(|error| self.say(&format!("{error}\n")))
     }
 
     fn say(&self, text: &str) -> anyhow::Result<()> {
@@ -152,10 +172,11 @@ impl Session<'_, '_> {
             resident_bytes: plan.resident_bytes(),
             held_bytes: status.held_bytes.saturating_sub(status.elsewhere_bytes),
             moved_bytes: status.read_bytes,
+            experts: self.experts.map(|experts| experts.held(&status)),
             device_bytes: self.moving.packed().device_bytes(),
             bits_per_weight: plan.bits_per_weight(),
             cache_bytes: self.generator.cache_bytes(),
-            scratch_bytes: self.moving.packed().scratch_bytes(),
+            scratch_bytes: self.moving.scratch_bytes(),
             mapped_bytes: mapped_bytes(self.moving.resident().model().path()),
             process_bytes: process.map(|(now, _)| now),
             peak_resident_bytes: process.map(|(_, peak)| peak),
@@ -185,6 +206,9 @@ fn held(summary: &Summary, plan: &Plan) -> String {
         summary.cache_bytes,
         summary.scratch_bytes,
     );
+    if let Some(experts) = &summary.experts {
+        text += &format!(", {}", experts.show());
+    }
     if let Some(device) = summary.device_bytes {
         text += &format!(", {device} of weights on the GPU");
     }

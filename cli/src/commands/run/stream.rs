@@ -1,6 +1,6 @@
 //! A model that is still coming from a server.
 
-use super::{Args, local, options, talk};
+use super::{Args, Beside, holding, local, pinned, talk};
 use crate::commands::arrivals::{self, Arrivals};
 use crate::device::Gpu;
 use anyhow::Context;
@@ -26,31 +26,34 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
         anyhow::ensure!(args.plot.is_none(), "{}: is there: nothing comes to --plot", target.display());
         return local(args, gpu, &target, budget, sampling);
     }
+    args.experts.check_coming()?;
     arrivals::check(args.plot.as_deref(), args.force)?;
     let arrivals = Arrivals::new();
     let fetching = FetchOptions::default();
     let mut fetch = Fetch::begin(cmf_sources::open(url, &fetching)?, &target, fetching)?;
-    let options = options(args, fetch.model())?;
+    let options = holding(pinned(args, fetch.model())?);
     if let Some(want) = &options.want {
         fetch.want(&|name| want(name))?;
     }
     let required = fetch.schedule().required_steps();
-    fetch.limit(fetch.schedule().plan(budget)?.units());
+    let plan = fetch.schedule().plan(budget);
+    let mixture = fetch.model().tensors().any(|tensor| tensor.name().contains(".experts."));
+    let plan = plan.map_err(anyhow::Error::from).map_err(|error| match mixture {
+        true => error.context(
+            "while a mixture comes, all of its experts are held; of a file that `cmf fetch` got they come on demand",
+        ),
+        false => error,
+    });
+    fetch.limit(plan?.units());
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let fetching = scope.spawn(|| fetch.run(&|progress| arrivals.came(progress)));
         let talked = fetch.wait_beyond(required.checked_sub(1)).filter(|arrived| *arrived >= required).map(
             |arrived| {
                 let card = cut::card(fetch.model())?;
                 let resident = fetch.model().resident_of(budget, options.clone(), arrived)?;
-                talk(
-                    args,
-                    gpu,
-                    &card,
-                    resident,
-                    sampling,
-                    Some(&|moving, done| refine(&fetch, moving, done)),
-                    Some(&arrivals),
-                )
+                let work = |moving: &Moving<'_>, done: &AtomicBool| refine(&fetch, moving, done);
+                let beside = Beside { work: Some(&work), arrivals: Some(&arrivals), experts: None };
+                talk(args, gpu, &card, resident, sampling, &beside)
             },
         );
         fetch.stop();

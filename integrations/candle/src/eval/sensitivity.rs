@@ -73,11 +73,11 @@ pub fn sensitivity(
         }
         Ok(tally.scores(1).kl_mean.unwrap_or(0.0) / f64::from(NOISE))
     };
-    let per_layer = Site::ALL.iter().map(|site| site.matrices().len()).sum::<usize>();
+    let per_layer = Site::of(config).iter().map(|site| site.matrices().len()).sum::<usize>();
     let total = (config.layers * per_layer + 1) as u64;
     let mut matrices = BTreeMap::new();
     for layer in 0..config.layers {
-        for matrix in Site::ALL.iter().flat_map(|site| site.matrices()) {
+        for matrix in Site::of(config).iter().flat_map(|site| site.matrices()) {
             let name = format!("model.layers.{layer}.{matrix}.weight");
             let mut hidden = inputs.get(layer).cloned().ok_or_else(|| Error::model("no layer"))?;
             noisy.target.store(key(&name), Ordering::SeqCst);

@@ -25,6 +25,14 @@ impl Site {
     /// All sites, in order.
     pub const ALL: [Site; 4] = [Site::Attention, Site::AttentionOutput, Site::Mlp, Site::Down];
 
+    /// The sites of the layers of a model: in one with a mixture, those before it.
+    pub fn of(config: &Config) -> &'static [Site] {
+        match config.mixture {
+            Some(_) => &[Site::Attention, Site::AttentionOutput],
+            None => &Self::ALL,
+        }
+    }
+
     /// The matrices that read here, by their name in a layer.
     pub fn matrices(self) -> &'static [&'static str] {
         match self {
@@ -119,7 +127,7 @@ impl<'w> Block<'w> {
             output: project(Site::AttentionOutput, &[hidden], q, config.output_bias)?,
             mlp_norm: norm("post_attention_layernorm")?,
             mlp: match &config.mixture {
-                Some(shape) => Mlp::Mixture(Mixture::load(weights, config, shape, &prefix)?),
+                Some(shape) => Mlp::Mixture(Mixture::load(weights, config, shape, index)?),
                 None => Mlp::Dense {
                     gate_up: project(Site::Mlp, &[wide, wide], hidden, config.mlp_bias)?,
                     down: project(Site::Down, &[hidden], wide, config.mlp_bias)?,
@@ -140,14 +148,30 @@ impl<'w> Block<'w> {
         cache: Option<&mut LayerCache>,
         observe: &mut Observe<'_>,
     ) -> Result<Tensor> {
+        let x = self.attend(x, rope, cache, observe)?;
+        self.after_attention(&x, observe)
+    }
+
+    /// The first half of [`Block::forward`]: what comes before the MLP or the mixture.
+    pub(crate) fn attend(
+        &self,
+        x: &Tensor,
+        rope: &RopeTable,
+        cache: Option<&mut LayerCache>,
+        observe: &mut Observe<'_>,
+    ) -> Result<Tensor> {
         let input = self.attention_norm.forward(x)?;
         observe(Site::Attention, &input)?;
         let [q, k, v] = self.qkv.forward(&input)?;
         let attended = self.attention.forward([&q, &k, &v], rope, cache)?;
         observe(Site::AttentionOutput, &attended)?;
         let [output] = self.output.forward(&attended)?;
-        let x = (x + output)?;
-        let input = self.mlp_norm.forward(&x)?;
+        Ok((x + output)?)
+    }
+
+    /// The second half of [`Block::forward`].
+    pub(crate) fn after_attention(&self, x: &Tensor, observe: &mut Observe<'_>) -> Result<Tensor> {
+        let input = self.mlp_norm.forward(x)?;
         let output = match &self.mlp {
             Mlp::Dense { gate_up, down } => {
                 observe(Site::Mlp, &input)?;
@@ -160,5 +184,27 @@ impl<'w> Block<'w> {
             Mlp::Mixture(mixture) => mixture.forward(&input)?,
         };
         Ok((x + output)?)
+    }
+
+    /// Whether the layer has a mixture of experts.
+    pub(crate) fn is_mixture(&self) -> bool {
+        matches!(self.mlp, Mlp::Mixture(_))
+    }
+
+    /// The second half of [`Block::forward`] for the tokens of several texts at once: each expert of a mixture
+    /// is asked for once.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub(crate) fn mix(&self, texts: &[Tensor]) -> Result<Vec<Tensor>> {
+        let all = self.after_attention(&Tensor::cat(texts, 0)?, &mut |_, _| Ok(()))?;
+        let mut start = 0;
+        let parts = texts.iter().map(|text| {
+            let tokens = text.dim(0)?;
+            let part = all.narrow(0, start, tokens)?.contiguous()?;
+            start += tokens;
+            Ok(part)
+        });
+        parts.collect()
     }
 }

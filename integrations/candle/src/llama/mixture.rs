@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Mixture as Shape};
 use crate::error::{Error, Result};
-use crate::weights::{ExpertName, Experts, Linear, MatrixName, Weights};
+use crate::weights::{Experts, Linear, MatrixName, Weights};
 use candle_core::{D, Device, Tensor};
 
 /// A router, which chooses of many experts a few for each token, and the experts.
@@ -24,18 +24,13 @@ impl<'w> Mixture<'w> {
         weights: &'w dyn Weights,
         config: &Config,
         shape: &Shape,
-        prefix: &str,
+        layer: usize,
     ) -> Result<Self> {
-        let prefix = format!("{prefix}.{}", shape.block);
-        let router = MatrixName { name: format!("{prefix}.gate.weight"), outputs: shape.experts };
-        let names = (0..shape.experts).map(|expert| {
-            let [gate, up, down] =
-                shape.matrices.map(|name| format!("{prefix}.experts.{expert}.{name}.weight"));
-            ExpertName { gate, up, down }
-        });
+        let name = format!("model.layers.{layer}.{}.gate.weight", shape.block);
+        let router = MatrixName { name, outputs: shape.experts };
         Ok(Self {
             router: weights.linear(&[router], config.hidden)?,
-            experts: weights.experts(&names.collect::<Vec<_>>(), config.hidden, shape.wide)?,
+            experts: weights.experts(&config.experts(layer), config.hidden, shape.wide)?,
             shape: shape.clone(),
         })
     }

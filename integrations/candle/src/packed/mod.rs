@@ -4,7 +4,8 @@
 mod demand;
 mod multiply;
 
-pub(crate) use demand::{OnDemand, on_demand};
+pub(crate) use demand::OpenedOnUse;
+pub(crate) use multiply::Pool;
 
 use crate::cut::check_expansion;
 use crate::error::{Error, Result};
@@ -14,9 +15,8 @@ use candle_core::{Device, Tensor};
 use cmf_format::archive::{Cut, Matrix, MatrixView};
 use cmf_kernels_cpu::{Isa, Precision};
 use cmf_loader::{FileSource, Levels, Model, Plan};
-use multiply::Buffers;
 use rayon::prelude::*;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
 /// A `.cmf` whose matrices stay packed.
@@ -32,7 +32,7 @@ pub struct PackedModel<'m> {
     precision: Precision,
     isa: Isa,
     /// Of the passes that run at a time.
-    buffers: Mutex<Vec<Buffers>>,
+    buffers: Pool,
 }
 
 /// The matrices of a [`PackedModel`] under another plan.
@@ -109,26 +109,13 @@ impl<'m> PackedModel<'m> {
             pinned: RwLock::default(),
             precision: Precision::Exact,
             isa: Isa::detect(),
-            buffers: Mutex::default(),
+            buffers: Pool::default(),
         }
     }
 
     /// The same with another precision of activations.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
-    }
-
-    fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Buffers that nobody else uses. No lock is held meanwhile: the thread may take up another pass
-    /// while it waits for parts of its own.
-    fn with_buffers<R>(&self, work: impl FnOnce(&mut Buffers) -> R) -> R {
-        let mut buffers = self.buffers().pop().unwrap_or_default();
-        let result = work(&mut buffers);
-        self.buffers().push(buffers);
-        result
     }
 
     /// Changes what is resident. Only matrices whose units change are opened again; nothing is
@@ -191,8 +178,17 @@ impl<'m> PackedModel<'m> {
         Ok(Arc::clone(&slot.linear))
     }
 
+    /// The products of `x` with the matrices in `slots`, which read the same input.
+    pub(crate) fn multiply(&self, slots: &[usize], x: &Tensor, inputs: usize) -> Result<Vec<Tensor>> {
+        let snapshot = self.snapshot();
+        let slots = slots.iter().map(|slot| snapshot.slots.get(*slot));
+        let slots = slots.map(|slot| slot.map(|s| s.linear.as_ref()));
+        let matrices = slots.collect::<Option<Vec<_>>>().ok_or_else(|| Error::argument("no such matrix"))?;
+        self.buffers.with(|buffers| buffers.multiply(&matrices, x, inputs, self.precision))
+    }
+
     /// A slot for the matrix called `name`, which is tied to one that is in use or a new one.
-    fn slot(&self, name: &str, rows: usize, cols: usize) -> Result<usize> {
+    pub(crate) fn slot(&self, name: &str, rows: usize, cols: usize) -> Result<usize> {
         let tensor = self.model.tensor(name).ok_or_else(|| missing(name))?;
         check_shape(name, &tensor.shape(), &[rows, cols])?;
         check_expansion(self.model)?;
@@ -243,7 +239,11 @@ impl<'m> Held for PackedModel<'m> {
 
     /// They grow with the largest matrix and the most tokens that there have been at a time.
     fn scratch_bytes(&self) -> u64 {
-        self.buffers().iter().map(|buffers| buffers.bytes() as u64).sum()
+        self.buffers.bytes()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
     }
 }
 
@@ -291,11 +291,7 @@ struct PackedLinear<'w, 'm> {
 
 impl Linear for PackedLinear<'_, '_> {
     fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        let snapshot = self.model.snapshot();
-        let slots = self.slots.iter().map(|slot| snapshot.slots.get(*slot));
-        let slots = slots.map(|slot| slot.map(|s| s.linear.as_ref()));
-        let matrices = slots.collect::<Option<Vec<_>>>().ok_or_else(|| Error::argument("no such matrix"))?;
-        self.model.with_buffers(|b| b.multiply(&matrices, x, self.inputs, self.model.precision))
+        self.model.multiply(&self.slots, x, self.inputs)
     }
 }
 
@@ -313,7 +309,7 @@ impl Rows for PackedRows<'_, '_> {
             return Err(Error::argument(format!("token {id} of an embedding of {}", matrix.rows())));
         }
         let mut values = vec![0.0; ids.len().saturating_mul(self.cols)];
-        self.model.with_buffers(|buffers| buffers.gather(&matrix, ids, &mut values))?;
+        self.model.buffers.with(|buffers| buffers.gather(&matrix, ids, &mut values))?;
         Ok(Tensor::from_vec(values, (ids.len(), self.cols), &Device::Cpu)?)
     }
 }

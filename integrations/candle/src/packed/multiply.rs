@@ -3,6 +3,31 @@
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use cmf_kernels_cpu::{Activations, Linear, Precision, Scratch};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Buffers for as many passes as run at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(Mutex<Vec<Buffers>>);
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Vec<Buffers>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Buffers that nobody else uses. No lock is held meanwhile: the thread may take up another pass
+    /// while it waits for parts of its own.
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut Buffers) -> R) -> R {
+        let mut buffers = self.lock().pop().unwrap_or_default();
+        let result = work(&mut buffers);
+        self.lock().push(buffers);
+        result
+    }
+
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().iter().map(|buffers| buffers.bytes() as u64).sum()
+    }
+}
 
 /// What multiplications leave behind for the next one.
 #[derive(Debug, Default)]
