@@ -6,7 +6,8 @@
 //! ```
 //!
 //! FOLDER has `libggml-base.so` and `libggml-cpu.so`. All sides of a row take turns; the fastest round
-//! of each counts. Ours includes loading activations, as the peers' do.
+//! of each counts. Ours includes loading activations, as the peers' do. Our threads are awake during a turn,
+//! as they are during a pass through a model, and as the peers' are for a while after each product.
 
 #[path = "../../kernels-cpu/tests/common/mod.rs"]
 mod common;
@@ -17,8 +18,11 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use clap::Parser;
 use cmf_format::NodeData;
-use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
-use common::{Grouped, Numbers, Parts, Result, Trellis, parse, view};
+use cmf_format::archive::MatrixView;
+use cmf_format::encoding::View;
+use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch, awake};
+use cmf_loader::{Backend, Budget, Model, OpenOptions};
+use common::{Grouped, Numbers, Parts, Result, Trellis};
 use ggml::{Ggml, Type};
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -39,6 +43,10 @@ struct Args {
     /// Where ggml's weights lie
     #[arg(long, value_delimiter = ',', default_value = "CPU,CPU_REPACK")]
     places: Vec<String>,
+    /// Our weights in memory of the process, in pages of 2 MiB where the system has them, not in the
+    /// mapped file
+    #[arg(long)]
+    owned: bool,
     /// Rows whose name holds this
     #[arg(long, default_value = "")]
     only: String,
@@ -104,9 +112,10 @@ fn print(args: &Args) -> Result {
     let ggml = Ggml::load(&args.folder)?;
     ggml.threads(args.threads);
     println!(
-        "{:?}, threads {}, ggml in {}",
+        "{:?}, threads {}, weights in {}, ggml in {}",
         Isa::detect(),
         args.threads,
+        if args.owned { "memory of the process" } else { "the mapped file" },
         ggml.places().collect::<Vec<_>>().join(", ")
     );
     println!(
@@ -125,14 +134,58 @@ fn print(args: &Args) -> Result {
     Ok(())
 }
 
-/// What is measured, with its fastest round.
+/// What is measured, with its fastest round: seconds of some runs, after others for as long as it is told.
 struct Side<'s> {
-    run: Box<dyn FnMut() -> Result + 's>,
+    turn: Box<dyn FnMut(Duration) -> Result<f64> + 's>,
     best: f64,
 }
 
-fn side<'s>(run: impl FnMut() -> Result + 's) -> Side<'s> {
-    Side { run: Box::new(run), best: f64::INFINITY }
+/// Runs without pause for `warm_up`, at least once, then twice more: the seconds of the faster one. The first
+/// runs warm what is near the cores; they take so long that threads of the side before, which wait for more
+/// work, go to sleep.
+fn turn(warm_up: Duration, mut run: impl FnMut() -> Result) -> Result<f64> {
+    let begun = Instant::now();
+    run()?;
+    while begun.elapsed() < warm_up {
+        run()?;
+    }
+    let mut best = f64::INFINITY;
+    for _ in 0..2 {
+        let begun = Instant::now();
+        run()?;
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn other<'s>(mut run: impl FnMut() -> Result + 's) -> Side<'s> {
+    Side { turn: Box::new(move |warm_up| turn(warm_up, &mut run)), best: f64::INFINITY }
+}
+
+/// By our threads, which stay awake.
+fn own<'s>(mut run: impl FnMut() -> Result + Send + 's) -> Side<'s> {
+    let turn = move |warm_up| Ok(awake(|| turn(warm_up, &mut run).map_err(|e| e.to_string()))?);
+    Side { turn: Box::new(turn), best: f64::INFINITY }
+}
+
+/// The stored bytes of a node and those below it.
+fn pieces<'v>(view: &'v View<'_>, out: &mut Vec<&'v [u8]>) {
+    let below = match view {
+        View::Dense(view) => {
+            out.push(view.bytes());
+            [None; 3]
+        }
+        View::Grouped(view) => {
+            out.push(view.codes());
+            [view.scale(), view.zero(), view.table()]
+        }
+        View::Trellis(view) => {
+            out.push(view.paths());
+            [Some(view.scale()), view.table(), None]
+        }
+        _ => [None; 3],
+    };
+    below.into_iter().flatten().for_each(|view| pieces(view, out));
 }
 
 fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, args: &Args) -> Result {
@@ -141,10 +194,21 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
     let packed = nodes.iter().map(NodeData::stored_bytes).sum::<u64>() as usize;
     let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
     let bytes = Parts { terms, ..Parts::default() }.archive(rows, cols)?;
-    let archive = parse(&bytes)?;
-    let linear = Linear::new(view(&archive)?, Isa::detect())?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("w.cmf");
+    std::fs::write(&path, bytes)?;
+    let backend = if args.owned { Backend::Pread } else { Backend::Mmap };
+    let model = Model::open_with(&path, &OpenOptions { backend, ..OpenOptions::default() })?;
+    let _resident = model.resident(Budget::Maximum)?;
+    let matrix = model.archive().tensor("w").and_then(|w| w.matrices().next()).ok_or("no matrix")?;
+    let linear = Linear::new(MatrixView::open(&matrix, u16::MAX)?, Isa::detect())?;
     let x = numbers.values(batch * cols, 1.0);
-    let read = bytes.get(..packed).unwrap_or(&bytes);
+    let mut stored = Vec::new();
+    linear.view().terms().for_each(|(_, _, view)| pieces(view, &mut stored));
+    if stored.iter().map(|piece| piece.len()).sum::<usize>() != packed {
+        return Err("some stored bytes are not read".into());
+    }
+    let lines: Vec<&[u8]> = stored.iter().flat_map(|piece| piece.chunks(1 << 12)).collect();
 
     let weights = numbers.values(rows * cols, 0.1);
     let (peer, kind, candle_type) = case.peer;
@@ -163,21 +227,23 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
 
     let (mut activations, mut scratch, mut y) = (Activations::new(), Scratch::new(), vec![0.0; batch * rows]);
     let mut sides = vec![
-        side(|| {
+        own(|| {
             let transforms = linear.view().input_transforms();
             activations.load(&x, cols, transforms, Precision::Fast, linear.isa())?;
             Ok(linear.multiply(&activations, black_box(&mut y), &mut scratch)?)
         }),
-        side(|| {
-            let part = read.len().div_ceil(rayon::current_num_threads()).max(1);
-            black_box(read.par_chunks(part).map(fold).reduce(|| 0, |a, b| a ^ b));
+        own(|| {
+            let part = lines.len().div_ceil(rayon::current_num_threads()).max(1);
+            let parts =
+                lines.par_chunks(part).map(|lines| lines.iter().fold(0, |sum, line| sum ^ fold(line)));
+            black_box(parts.reduce(|| 0, |a, b| a ^ b));
             Ok(())
         }),
     ];
-    sides.extend(products.iter().map(|(_, product)| side(|| product.run())));
+    sides.extend(products.iter().map(|(_, product)| other(|| product.run())));
     rounds(&mut sides, args)?;
     // candle's threads go on waiting for work at full speed for a while: it has rounds of its own.
-    let mut alone = [side(|| {
+    let mut alone = [other(|| {
         black_box(candle.forward(&candle_x)?);
         Ok(())
     })];
@@ -210,21 +276,11 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
 /// Lets sides take turns.
 fn rounds(sides: &mut [Side<'_>], args: &Args) -> Result {
     let end = Instant::now() + Duration::from_millis(args.millis);
+    let warm_up = if args.threads > 1 { Duration::from_millis(3) } else { Duration::ZERO };
     let mut rounds = 0;
     while rounds < 3 || Instant::now() < end {
         for side in &mut *sides {
-            // The first run warms what is near the core; it takes so long that threads of the side
-            // before, which wait for more work, go to sleep.
-            let begun = Instant::now();
-            (side.run)()?;
-            while args.threads > 1 && begun.elapsed() < Duration::from_millis(3) {
-                (side.run)()?;
-            }
-            for _ in 0..2 {
-                let begun = Instant::now();
-                (side.run)()?;
-                side.best = side.best.min(begun.elapsed().as_secs_f64());
-            }
+            side.best = side.best.min((side.turn)(warm_up)?);
         }
         rounds += 1;
     }
