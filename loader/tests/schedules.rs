@@ -213,6 +213,42 @@ fn an_expert_that_is_held_stays_while_another_one_comes() {
 }
 
 #[test]
+fn a_pinned_expert_stays_until_it_is_unpinned_and_then_makes_room() {
+    explore(|| {
+        let experts = Experts::new(1);
+        experts.read(0);
+        experts.table.set_pinned(&[(0, 0)], true);
+        let other = {
+            let experts = Arc::clone(&experts);
+            thread::spawn(move || {
+                assert_eq!(experts.held[0].load(Ordering::SeqCst), 1, "what is pinned stays");
+                experts.table.set_pinned(&[(0, 0)], false);
+            })
+        };
+        experts.read(1);
+        other.join().expect("a pinned expert stays");
+    });
+}
+
+#[test]
+fn the_expert_that_was_used_longest_ago_goes_first() {
+    explore(|| {
+        let experts = Experts::new(2);
+        let other = {
+            let experts = Arc::clone(&experts);
+            thread::spawn(move || experts.read(1))
+        };
+        experts.read(0);
+        other.join().expect("a reader relies on what it holds");
+        experts.read(1);
+        experts.read(0);
+        experts.set_room(1);
+        let held = [0, 1].map(|index: usize| experts.held[index].load(Ordering::SeqCst));
+        assert_eq!(held, [1, 0]);
+    });
+}
+
+#[test]
 fn a_budget_that_takes_experts_waits_for_who_holds_them_and_is_woken() {
     explore(|| {
         let experts = Experts::new(2);
