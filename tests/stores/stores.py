@@ -7,14 +7,15 @@ folder with the packages `azurite` and `s3rver`. Each server listens on the loop
 
 - moto, which verifies signatures, and s3rver for S3;
 - Azurite for Azure, which verifies shared keys;
-- gcp-storage-emulator for Google Cloud Storage, which asks for no credentials; its answers lack the headers
-  `ETag` and `Last-Modified`, which those of the store have, so a proxy adds them.
+- gcp-storage-emulator for Google Cloud Storage, which asks for no credentials, and whose answers lack the
+  headers `ETag` and `Last-Modified`, which those of the store have.
 
 Of each the whole model is fetched, then what a small budget needs, then the rest of that; wrong credentials and
 a missing object must be refused at once; and `cmf run` must say the same from the bucket as from the file.
+
+All servers are tried; of one that fails this says what went wrong and what the server said, and ends with 1.
 """
 
-import http.server
 import json
 import os
 import pathlib
@@ -22,9 +23,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
+import traceback
 import urllib.parse
 import urllib.request
 
@@ -32,6 +32,16 @@ KEY = "folder/a model.cmf"
 # Azurite's own account, which its documentation gives.
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+class Wrong(Exception):
+    """What a server or `cmf` did and should not have done."""
+
+
+def expect(good, *about):
+    """As `assert`, which python leaves out when it is told to."""
+    if not good:
+        raise Wrong(": ".join(str(part) for part in about))
 
 
 def free_port():
@@ -63,7 +73,7 @@ class Server:
             except OSError:
                 time.sleep(0.1)
         self.__exit__()
-        raise SystemExit(f"{self.command} does not listen:\n{(self.folder / 'server.log').read_text()}")
+        raise Wrong(f"{' '.join(self.command)}: does not listen")
 
     def __exit__(self, *_):
         self.process.terminate()
@@ -77,33 +87,6 @@ class Server:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
-
-
-class Dated(http.server.BaseHTTPRequestHandler):
-    """Passes GET on to the port `behind` of the server, and dates the answers."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        asked = {name: self.headers[name] for name in ["Range"] if name in self.headers}
-        url = f"http://127.0.0.1:{self.server.behind}{self.path}"
-        try:
-            answer = urllib.request.urlopen(urllib.request.Request(url, headers=asked))
-        except urllib.error.HTTPError as error:
-            answer = error
-        body = answer.read()
-        self.send_response(answer.status)
-        for name in ["Content-Type", "Content-Range"]:
-            if name in answer.headers:
-                self.send_header(name, answer.headers[name])
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", '"first"')
-        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 def s3_client(server, access, secret):
@@ -165,11 +148,8 @@ def gcs(server, model):
     where = f"{server.url}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
     kind = {"Content-Type": "application/octet-stream"}
     urllib.request.urlopen(urllib.request.Request(where, model, kind, method="POST")).read()
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dated)
-    proxy.behind = server.port
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
     return {
-        "GOOGLE_BASE_URL": f"http://127.0.0.1:{proxy.server_port}",
+        "GOOGLE_BASE_URL": server.url,
         "GOOGLE_BEARER_TOKEN": "any",
         "GOOGLE_ALLOW_HTTP": "true",
     }
@@ -206,18 +186,18 @@ def check(cmf, name, scheme, variables, wrong, model, folder):
 
     def good(*arguments):
         done = run(*arguments)
-        assert done.returncode == 0, f"{name}: {done.args}: {done.stderr}"
+        expect(done.returncode == 0, " ".join(done.args), done.stderr.strip())
         return done.stdout
 
     whole = model.read_bytes()
     report = json.loads(good("fetch", url, "-o", "whole.cmf", "--json"))
-    assert report["complete"] and report["file_bytes"] == len(whole), report
-    assert (folder / "whole.cmf").read_bytes() == whole, f"{name}: other bytes"
+    expect(report["complete"] and report["file_bytes"] == len(whole), "not the whole file", report)
+    expect((folder / "whole.cmf").read_bytes() == whole, "other bytes")
 
     report = json.loads(good("fetch", url, "-o", "part.cmf", "--budget", "min", "--json"))
-    assert not report["complete"], report
+    expect(not report["complete"], "more than a budget", report)
     good("fetch", url, "-o", "part.cmf", "--quiet")
-    assert (folder / "part.cmf").read_bytes() == whole, f"{name}: other bytes after a budget"
+    expect((folder / "part.cmf").read_bytes() == whole, "other bytes after a budget")
 
     # More than the least would come while it talks.
     words = ("--raw", "--json", "-n", "4", "-p", "w1 w2", "--budget", "min")
@@ -225,31 +205,43 @@ def check(cmf, name, scheme, variables, wrong, model, folder):
     def text(where):
         return json.loads(good("run", where, "--cache", "cache", *words).splitlines()[-1])["text"]
 
-    assert text(url) == text(str(model)), f"{name}: other words"
+    expect(text(url) == text(str(model)), "other words")
 
     started = time.monotonic()
     missing = run("fetch", url + "-missing", "-o", "missing.cmf", "--quiet")
-    assert missing.returncode == 2, f"{name}: {missing}"
+    expect(missing.returncode == 2, "an object that is not there is not refused", missing)
     refused = None
     if wrong:
         refused = run("fetch", url, "-o", "wrong.cmf", "--quiet", **wrong)
-        assert refused.returncode == 2, f"{name}: {refused}"
-    assert time.monotonic() - started < 10, f"{name}: what is refused is asked for again"
+        expect(refused.returncode == 2, "wrong credentials are not refused", refused)
+    expect(time.monotonic() - started < 10, "what is refused is asked for again")
     print(f"{name}: whole, in parts, talking: good")
     print(f"  nothing there: {missing.stderr.strip()}")
     if refused:
-        print(f"  wrong credentials: {refused.stderr.strip()}")
+        print(f"  wrong credentials: {refused.stderr.strip()}", flush=True)
 
 
 def main():
     cmf, model, modules = (pathlib.Path(argument).resolve() for argument in sys.argv[1:])
+    failed = []
     for name, scheme, command, environment, prepare, wrong in stores(modules):
         with tempfile.TemporaryDirectory() as place:
             place = pathlib.Path(place)
             (place / "server").mkdir()
-            with Server(place / "server", command, environment) as server:
-                variables = prepare(server, model.read_bytes())
-                check(cmf, name, scheme, variables, wrong, model, place)
+            try:
+                with Server(place / "server", command, environment) as server:
+                    variables = prepare(server, model.read_bytes())
+                    check(cmf, name, scheme, variables, wrong, model, place)
+            except Exception as error:
+                failed.append(name)
+                print(f"{name}: FAILED: {error}", flush=True)
+                if not isinstance(error, Wrong):
+                    traceback.print_exc()
+                log = place / "server" / "server.log"
+                said = log.read_text(errors="replace").splitlines() if log.exists() else []
+                print("\n".join(f"  {name} said: {line}" for line in said[-20:]), flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

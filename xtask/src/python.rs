@@ -108,7 +108,8 @@ pub(crate) fn packages(root: &Path, list: &str, folder: &str) -> Result<PathBuf>
     }
     let installed = Cmd::new(python, root)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(["--only-binary=:all:", "--requirement", list, "--target"])
+        // What else is installed on this machine is not met there.
+        .args(["--no-warn-conflicts", "--only-binary=:all:", "--requirement", list, "--target"])
         .arg(&dir)
         // The folder is this workspace's own, so it does not matter who installs into it.
         .env("PIP_ROOT_USER_ACTION", "ignore")

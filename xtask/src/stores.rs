@@ -22,9 +22,11 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     let convert = Cmd::new(&cmf, root).arg("convert").arg(&source).arg("-o").arg(&model);
     convert.args(["--recipe", "any-size", "--force", "--quiet"]).run()?;
     let packages = python::packages(root, REQUIREMENTS, "target/stores/python")?;
-    let install = Cmd::new("npm", root).args(["install", "--silent", "--no-save", "--no-fund", "--prefix"]);
-    let installed = install.arg(&place).args(SERVERS).run();
-    installed.context("the servers of Azure and S3 are packages of npm")?;
+    let install = Cmd::new("npm", root).args(["install", "--no-save", "--no-fund", "--no-audit"]);
+    let installed = install.args(["--loglevel=error", "--prefix"]).arg(&place).args(SERVERS).run();
+    installed.with_context(|| {
+        format!("the servers of Azure and S3 are packages of npm: {}", SERVERS.join(", "))
+    })?;
     let script = Cmd::new(python::interpreter(root)?, root).env("PYTHONPATH", &packages);
     script.arg("tests/stores/stores.py").arg(&cmf).arg(&model).arg(place.join("node_modules")).run()
 }
