@@ -7,7 +7,7 @@
 # the example `speed` does, such as
 #
 #   "target/ggml package/bins/linux-x64-vulkan/libggml-vulkan.so"          built as ggml.c says
-#   "cargo run -q --release --manifest-path integrations/burn/Cargo.toml --example matmul --"
+#   "cargo run -q --release --manifest-path integrations/burn/Cargo.toml --features autotune --example matmul --"
 #   "cargo run -q --release --manifest-path kernels-wgpu/peers/web-rwkv/Cargo.toml --"
 #
 # Each form is compared with ours of as many bits.
