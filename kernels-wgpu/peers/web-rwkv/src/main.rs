@@ -68,8 +68,7 @@ fn best_ms<F: Float>(
 
 fn main() -> Outcome<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
-    let clock =
-        if args.iter().any(|a| a == "--cpu") { ClockId::ProcessCPUTime } else { ClockId::Monotonic };
+    let clock = if args.iter().any(|a| a == "--cpu") { ClockId::ProcessCPUTime } else { ClockId::Monotonic };
     args.retain(|arg| arg != "--cpu");
     let (rows, cols) = match &args[..] {
         [rows, cols] => (rows.parse()?, cols.parse()?),
