@@ -4,6 +4,31 @@
 //! eight codes, and one `vpmultishiftqb`, which takes eight bits from any bit on. Windows of trellis
 //! paths come out of the same instruction, and their values from tables in registers.
 
+/// An array of four, of an expression with 0 to 3 in it. Written out: vectors in an array that a loop indexes
+/// would lie in memory.
+macro_rules! four {
+    ($i:ident => $value:expr) => {
+        [
+            {
+                let $i = 0;
+                $value
+            },
+            {
+                let $i = 1;
+                $value
+            },
+            {
+                let $i = 2;
+                $value
+            },
+            {
+                let $i = 3;
+                $value
+            },
+        ]
+    };
+}
+
 mod memory;
 mod trellis;
 mod twice;
@@ -152,12 +177,11 @@ pub(super) fn fast_stored(
     out: &mut [f32],
 ) -> bool {
     let (Map::Signed(offset), Some(scales)) = (codes.map, codes.stored) else { return false };
-    if input.tokens >= TILE || ![4, 8].contains(&codes.bits) {
+    let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
+    if input.tokens >= TILE || !(is_nibbles || codes.bits == 8) {
         return false;
     }
     let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
-    let unpacker = Unpacker::new(codes.bits);
-    let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
     for token in 0..input.tokens {
         match is_nibbles {
             true => prepare_pairs(less, input, token, prepared),
@@ -167,7 +191,7 @@ pub(super) fn fast_stored(
         for (row, out) in outs.enumerate().take(codes.rows) {
             let lanes = match is_nibbles {
                 true => stored_nibbles(codes, &scales, prepared, input, row, token),
-                false => stored_row(codes, &scales, &unpacker, prepared, input, row, token),
+                false => stored_bytes(codes, &scales, prepared, input, row, token),
             };
             if let Some(out) = out.get_mut(token) {
                 *out += sum(lanes);
@@ -315,27 +339,49 @@ fn add_nibbles(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn stored_row(
+fn stored_bytes(
     codes: &Codes<'_>,
     scales: &StoredScales<'_>,
-    unpacker: &Unpacker,
     prepared: &[[f32; 16]],
     input: &Input<'_>,
     row: usize,
     token: usize,
 ) -> __m512 {
-    let bytes = codes.row(row);
+    let bytes = codes.own_row(row);
     let spreader = Spreader::new(scales, row, 2);
-    let mut lanes = _mm512_setzero_ps();
-    let blocks = input.quantised(token).iter().zip(input.scales(token)).zip(prepared);
-    for (block, ((q, scale), taken)) in blocks.enumerate() {
-        prefetch(bytes, block * 8 * codes.bits + AHEAD);
-        let sums = _mm512_castps_si512(load_floats(taken));
-        let sums = _mm512_dpbusd_epi32(sums, unpacker.unpack(bytes, block), load_codes(q));
-        let of_rows = _mm512_mul_ps(spreader.scales(GRANULES * block), _mm512_set1_ps(*scale));
-        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes);
+    let (q, of_blocks) = (input.quantised(token), input.scales(token));
+    let mut lanes = [_mm512_setzero_ps(); 4];
+    let mut done = 0;
+    if scales.granules_log > 0 {
+        // One load has the scales of four blocks.
+        let granules = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        let log = _mm512_set1_epi32(scales.granules_log.min(16) as i32);
+        let groups = four!(b => _mm512_srlv_epi32(_mm512_add_epi32(granules, _mm512_set1_epi32(4 * b)), log));
+        let (fours, _) = bytes.as_chunks::<64>().0.as_chunks::<4>();
+        let of_fours = q.as_chunks::<4>().0.iter().zip(of_blocks.as_chunks::<4>().0);
+        let of_fours = of_fours.zip(prepared.as_chunks::<4>().0);
+        for (i, (bytes, ((q, of_blocks), taken))) in fours.iter().zip(of_fours).enumerate() {
+            let eight = spreader.eight(16 * i);
+            lanes = four!(b => {
+                prefetch(&bytes[b], AHEAD);
+                let sums = _mm512_castps_si512(load_floats(&taken[b]));
+                let sums = _mm512_dpbusd_epi32(sums, load_bytes(&bytes[b]), load_codes(&q[b]));
+                let of_rows = _mm512_permutexvar_ps(groups[b], eight);
+                let of_rows = _mm512_mul_ps(of_rows, _mm512_set1_ps(of_blocks[b]));
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes[b])
+            });
+        }
+        done = 4 * fours.len().min(q.len() / 4);
     }
-    lanes
+    let blocks = q.iter().zip(of_blocks).zip(prepared).enumerate().skip(done);
+    for (block, ((q, scale), taken)) in blocks {
+        let bytes = bytes.get(block * 64..).unwrap_or(&[]);
+        let sums = _mm512_castps_si512(load_floats(taken));
+        let sums = _mm512_dpbusd_epi32(sums, load_some(bytes, 64), load_codes(q));
+        let of_rows = _mm512_mul_ps(spreader.scales(GRANULES * block), _mm512_set1_ps(*scale));
+        lanes[0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes[0]);
+    }
+    _mm512_add_ps(_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3]))
 }
 
 /// Some rows of codes of any width by one token; gives how many rows.

@@ -13,31 +13,6 @@ const PAIRS: usize = BLOCKS / 2;
 /// Rows that are worked on at a time: they share what is read of the activations, and the loop around.
 const ROWS: usize = 4;
 
-/// An expression for each of the rows. Written out: vectors in an array that a loop indexes would lie in
-/// memory.
-macro_rules! each_row {
-    ($row:ident => $value:expr) => {
-        [
-            {
-                let $row = 0;
-                $value
-            },
-            {
-                let $row = 1;
-                $value
-            },
-            {
-                let $row = 2;
-                $value
-            },
-            {
-                let $row = 3;
-                $value
-            },
-        ]
-    };
-}
-
 /// Some rows of a matrix: the first one, and how many follow it, of which at most three count.
 #[derive(Clone, Copy)]
 struct Rows {
@@ -52,7 +27,7 @@ impl Rows {
         let first = self.first * stride;
         match self.more {
             3.. => [first, first + stride, first + 2 * stride, first + 3 * stride],
-            more => each_row!(r => first + stride * more.min(r)),
+            more => four!(r => first + stride * more.min(r)),
         }
     }
 }
@@ -105,7 +80,7 @@ impl<'k> Decoder<'k> {
         let used = self.used[usize::from(is_last)];
         let starts = rows.starts(self.small.row_bytes);
         let scales = rows.starts(self.small.groups);
-        each_row!(r => {
+        four!(r => {
             // SAFETY: `new` has seen that all rows are there. The mask has the bytes of 16 codes, which
             // end in the row unless these are the last, and else those up to the end of the row.
             let bytes = unsafe {
@@ -132,7 +107,7 @@ impl<'k> Decoder<'k> {
         let used = self.used[1] & 15;
         let starts = rows.starts(self.small.row_bytes);
         let scales = rows.starts(self.small.groups);
-        let [a, b, c, d] = each_row!(r => {
+        let [a, b, c, d] = four!(r => {
             // SAFETY: as in `sixteen`, and fewer of the bytes.
             unsafe {
                 let bytes = self.small.bytes.as_ptr().add(starts[r] + i * 2 * self.small.bits);
@@ -141,7 +116,7 @@ impl<'k> Decoder<'k> {
         });
         let words = _mm_unpacklo_epi64(_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
         let codes = _mm_and_si128(_mm_multishift_epi64_epi8(self.shifts_of_words, words), self.mask);
-        let scales = each_row!(r => {
+        let scales = four!(r => {
             // SAFETY: as in `sixteen`.
             let scale = unsafe { *self.small.scales.get_unchecked(scales[r] + i) };
             i64::from(u16::from_le_bytes(scale)) << (16 * r)
@@ -204,7 +179,7 @@ impl Products<'_> {
         let mut lanes = [_mm512_setzero_ps(); ROWS];
         let starts = rows.starts(self.codes.row_bytes);
         // The next pair of blocks of each row, and the bytes that a row has from there on.
-        let mut own = each_row!(r => self.codes.bytes.as_ptr().wrapping_add(starts[r]));
+        let mut own = four!(r => self.codes.bytes.as_ptr().wrapping_add(starts[r]));
         let mut left = self.codes.row_bytes;
         // Asked for line after line, while rows are read beside each other: memory is fastest in order.
         let mut ahead = own[0].wrapping_add(AHEAD);
@@ -220,25 +195,25 @@ impl Products<'_> {
             };
             if let Some(zero) = &self.zero {
                 let (zeros, sums) = (decode(zero), load_floats(sums));
-                lanes = each_row!(r => _mm512_fmadd_ps(zeros[r], sums, lanes[r]));
+                lanes = four!(r => _mm512_fmadd_ps(zeros[r], sums, lanes[r]));
             }
             let (of_rows, scales) = (decode(&self.scale), load_floats(scales));
-            let of_rows = each_row!(r => _mm512_mul_ps(of_rows[r], scales));
+            let of_rows = four!(r => _mm512_mul_ps(of_rows[r], scales));
             let pairs = halves.iter().zip(taken).zip(self.groups);
             let (whole, rest) = (pairs.clone().take(left / 64), pairs.skip(left / 64));
             for ((halves, taken), groups) in whole {
                 // SAFETY: the caller says that the rows are there, and they have 64 bytes more.
-                let bytes = each_row!(r => unsafe { _mm512_loadu_si512(own[r].cast()) });
-                each_row!(r => _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * r).cast()));
+                let bytes = four!(r => unsafe { _mm512_loadu_si512(own[r].cast()) });
+                four!(r => _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * r).cast()));
                 ahead = ahead.wrapping_add(64 * ROWS);
                 lanes = add_pair(bytes, halves, taken, groups, of_rows, lanes);
-                own = each_row!(r => own[r].wrapping_add(64));
+                own = four!(r => own[r].wrapping_add(64));
                 left -= 64;
             }
             for ((halves, taken), groups) in rest.take(1) {
                 let used = (1 << left) - 1;
                 // SAFETY: the mask has as many bytes as the rows have.
-                let bytes = each_row!(r => unsafe { _mm512_maskz_loadu_epi8(used, own[r].cast()) });
+                let bytes = four!(r => unsafe { _mm512_maskz_loadu_epi8(used, own[r].cast()) });
                 lanes = add_pair(bytes, halves, taken, groups, of_rows, lanes);
             }
         }
@@ -257,7 +232,7 @@ fn add_pair(
     scales: [__m512; ROWS],
     lanes: [__m512; ROWS],
 ) -> [__m512; ROWS] {
-    each_row!(r => {
+    four!(r => {
         let sums = _mm512_cvtepi32_ps(nibble_sums(bytes[r], even, odd, taken));
         _mm512_fmadd_ps(sums, _mm512_permutexvar_ps(groups, scales[r]), lanes[r])
     })
