@@ -137,12 +137,16 @@ fn print(args: &Args) -> Result {
 /// What is measured, with its fastest round: seconds of some runs, after others for as long as it is told.
 struct Side<'s> {
     turn: Box<dyn FnMut(Duration) -> Result<f64> + 's>,
+    /// Whether its threads look for more work at full speed for a while, at the cost of who comes next.
+    lingers: bool,
     best: f64,
 }
 
+/// How long ggml's threads do.
+const LINGER: Duration = Duration::from_millis(150);
+
 /// Runs without pause for `warm_up`, at least once, then twice more: the seconds of the faster one. The first
-/// runs warm what is near the cores; they take so long that threads of the side before, which wait for more
-/// work, go to sleep.
+/// runs warm what is near the cores.
 fn turn(warm_up: Duration, mut run: impl FnMut() -> Result) -> Result<f64> {
     let begun = Instant::now();
     run()?;
@@ -159,13 +163,13 @@ fn turn(warm_up: Duration, mut run: impl FnMut() -> Result) -> Result<f64> {
 }
 
 fn other<'s>(mut run: impl FnMut() -> Result + 's) -> Side<'s> {
-    Side { turn: Box::new(move |warm_up| turn(warm_up, &mut run)), best: f64::INFINITY }
+    Side { turn: Box::new(move |warm_up| turn(warm_up, &mut run)), lingers: true, best: f64::INFINITY }
 }
 
 /// By our threads, which stay awake.
 fn own<'s>(mut run: impl FnMut() -> Result + Send + 's) -> Side<'s> {
     let turn = move |warm_up| Ok(awake(|| turn(warm_up, &mut run).map_err(|e| e.to_string()))?);
-    Side { turn: Box::new(turn), best: f64::INFINITY }
+    Side { turn: Box::new(turn), lingers: false, best: f64::INFINITY }
 }
 
 /// The stored bytes of a node and those below it.
@@ -242,14 +246,13 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
     ];
     sides.extend(products.iter().map(|(_, product)| other(|| product.run())));
     rounds(&mut sides, args)?;
-    // candle's threads go on waiting for work at full speed for a while: it has rounds of its own.
+    // candle's threads linger for longer: it has rounds of its own.
     let mut alone = [other(|| {
         black_box(candle.forward(&candle_x)?);
         Ok(())
     })];
     rounds(&mut alone, args)?;
     let candle = alone[0].best;
-    std::thread::sleep(Duration::from_millis(50));
     let best: Vec<f64> = sides.iter().map(|side| side.best).collect();
     drop(sides);
     let [ours, read, ref peers @ ..] = best[..] else { return Ok(()) };
@@ -276,11 +279,14 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
 /// Lets sides take turns.
 fn rounds(sides: &mut [Side<'_>], args: &Args) -> Result {
     let end = Instant::now() + Duration::from_millis(args.millis);
-    let warm_up = if args.threads > 1 { Duration::from_millis(3) } else { Duration::ZERO };
+    let warm_up = if args.threads > 1 { Duration::from_millis(25) } else { Duration::ZERO };
     let mut rounds = 0;
     while rounds < 3 || Instant::now() < end {
         for side in &mut *sides {
             side.best = side.best.min((side.turn)(warm_up)?);
+            if side.lingers && args.threads > 1 {
+                std::thread::sleep(LINGER);
+            }
         }
         rounds += 1;
     }
