@@ -54,7 +54,7 @@ impl<'k> Decoder<'k> {
         let last = small.row_bytes.checked_sub(sixteens.checked_sub(1)? * 2 * small.bits)?;
         let is_there = small.bytes.len() >= rows.checked_mul(small.row_bytes)?
             && small.scales.len() >= rows.checked_mul(small.groups)?
-            && (sixteens..=usize::from(u16::MAX)).contains(&small.groups)
+            && small.groups >= sixteens
             && last > 0;
         let unpacker = Unpacker::new(small.bits);
         let shifts = 0x0302_0100 * small.bits as i64;
