@@ -4,6 +4,9 @@
 It follows their order; section numbers are those of container.md. It is made to be read and to be
 right: whole tensors are decoded with numpy, one f32 operation after another.
 
+Its sections, in order, each under a line `# --- NAME ---`: header, table records, strings, directory, frames,
+chaining values, bit streams, element types, encodings, transforms, limits, vectors, command line.
+
     cmf_ref.py FOLDER                                check all test vectors in FOLDER
     cmf_ref.py FILE.cmf                              list tensors and attributes
     cmf_ref.py FILE.cmf --verify                     the checks of section 5.3
