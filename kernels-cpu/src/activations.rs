@@ -3,6 +3,7 @@
 use crate::arch::{self, Simd};
 use crate::error::{Result, argument};
 use crate::hadamard;
+use crate::lines::Lines;
 use crate::operands::{BLOCK, GRANULE, GRANULES, Input};
 use crate::{Isa, Precision};
 use cmf_format::transform::{Side, Transform};
@@ -18,14 +19,14 @@ pub struct Activations {
     tokens: usize,
     /// Blocks of a vector, which is padded with zeros.
     blocks: usize,
-    values: Vec<[f32; BLOCK]>,
-    quantised: Vec<[i8; BLOCK]>,
-    halves: Vec<[i8; BLOCK]>,
-    scales: Vec<f32>,
-    sums: Vec<[i32; GRANULES]>,
-    granule_sums: Vec<[f32; GRANULES]>,
+    values: Lines<[f32; BLOCK]>,
+    quantised: Lines<[i8; BLOCK]>,
+    halves: Lines<[i8; BLOCK]>,
+    scales: Lines<f32>,
+    sums: Lines<[i32; GRANULES]>,
+    granule_sums: Lines<[f32; GRANULES]>,
     /// A vector that is being permuted.
-    scratch: Vec<f32>,
+    scratch: Lines<f32>,
 }
 
 impl Activations {
@@ -54,38 +55,30 @@ impl Activations {
         }
         (self.cols, self.tokens, self.blocks) =
             (cols, values.len() / cols, cols.div_ceil(BLOCK).next_multiple_of(2));
-        self.values.clear();
-        self.values.resize(self.tokens * self.blocks, [0.0; BLOCK]);
-        for (from, to) in values.chunks_exact(cols).zip(self.values.chunks_exact_mut(self.blocks)) {
+        let count = self.tokens * self.blocks;
+        let padded = self.values.zeros(count);
+        for (from, to) in values.chunks_exact(cols).zip(padded.chunks_exact_mut(self.blocks)) {
             let Some(to) = to.as_flattened_mut().get_mut(..cols) else { continue };
             to.copy_from_slice(from);
             hadamard::apply_all(simd, transforms, Side::Input, to, &mut self.scratch)?;
         }
-        self.quantised.clear();
-        self.scales.clear();
-        self.sums.clear();
-        self.granule_sums.clear();
-        self.halves.clear();
-        if precision == Precision::Fast {
-            for values in &self.values {
-                let (quantised, scale) = arch::quantise(simd, values);
-                let granules = quantised.as_chunks::<GRANULE>().0.iter();
-                let mut sums = [0; GRANULES];
-                for (sum, granule) in sums.iter_mut().zip(granules) {
-                    *sum = granule.iter().map(|q| i32::from(*q)).sum();
-                }
-                self.granule_sums.push(sums.map(|sum| sum as f32 * scale));
-                self.sums.push(sums);
-                self.scales.push(scale);
-                self.quantised.push(quantised);
+        let count = if precision == Precision::Fast { count } else { 0 };
+        let of_blocks = self.quantised.zeros(count).iter_mut().zip(self.scales.zeros(count));
+        let of_granules = self.sums.zeros(count).iter_mut().zip(self.granule_sums.zeros(count));
+        for (values, ((quantised, scale), (sums, scaled))) in
+            self.values.iter().zip(of_blocks.zip(of_granules))
+        {
+            (*quantised, *scale) = arch::quantise(simd, values);
+            for (sum, granule) in sums.iter_mut().zip(quantised.as_chunks::<GRANULE>().0) {
+                *sum = granule.iter().map(|q| i32::from(*q)).sum();
             }
-            for pair in self.quantised.as_chunks::<2>().0 {
-                let columns = pair.as_flattened().as_chunks::<2>().0;
-                for part in 0..2 {
-                    let mut half = [0; BLOCK];
-                    half.iter_mut().zip(columns).for_each(|(half, columns)| *half = columns[part]);
-                    self.halves.push(half);
-                }
+            *scaled = sums.map(|sum| sum as f32 * *scale);
+        }
+        let halves = self.halves.zeros(count).as_chunks_mut::<2>().0;
+        for (halves, pair) in halves.iter_mut().zip(self.quantised.as_chunks::<2>().0) {
+            let columns = pair.as_flattened().as_chunks::<2>().0;
+            for (part, half) in halves.iter_mut().enumerate() {
+                half.iter_mut().zip(columns).for_each(|(half, columns)| *half = columns[part]);
             }
         }
         Ok(())
@@ -108,10 +101,9 @@ impl Activations {
 
     /// Bytes that are held.
     pub fn bytes(&self) -> usize {
-        self.values.capacity() * size_of::<[f32; BLOCK]>()
-            + (self.quantised.capacity() + self.halves.capacity()) * BLOCK
-            + (self.scales.capacity() + self.scratch.capacity()) * 4
-            + (self.sums.capacity() + self.granule_sums.capacity()) * size_of::<[f32; GRANULES]>()
+        let bytes = self.quantised.bytes() + self.halves.bytes() + self.values.bytes();
+        let floats = self.scales.bytes() + self.sums.bytes() + self.granule_sums.bytes();
+        bytes + floats + self.scratch.bytes()
     }
 
     /// Blocks `blocks` of all vectors.

@@ -2,6 +2,7 @@
 
 use crate::arch::Simd;
 use crate::error::Result;
+use crate::lines::Lines;
 use cmf_format::transform::{Kind, Side, Signs, Transform};
 
 /// Transforms a vector in place by a whole list, in order of application.
@@ -10,7 +11,7 @@ pub(crate) fn apply_all(
     transforms: &[Transform],
     side: Side,
     x: &mut [f32],
-    scratch: &mut Vec<f32>,
+    scratch: &mut Lines<f32>,
 ) -> Result<()> {
     for transform in transforms {
         match transform.kind() {
@@ -27,8 +28,8 @@ pub(crate) fn apply_all(
                 }
             }
             Kind::Permute(indices) if indices.len() == x.len() => {
-                scratch.clear();
-                scratch.extend_from_slice(x);
+                let scratch = scratch.sized(x.len());
+                scratch.copy_from_slice(x);
                 for (i, index) in indices.iter().enumerate() {
                     let index = *index as usize;
                     let (to, from) = if side == Side::Input { (i, index) } else { (index, i) };

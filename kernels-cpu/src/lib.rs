@@ -62,6 +62,7 @@ mod error;
 mod hadamard;
 mod isa;
 mod linear;
+mod lines;
 mod node;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "each kernel reads what it needs"))]
 mod operands;

@@ -131,7 +131,7 @@ impl<'a> Linear<'a> {
             1 => Self::products(matrices, x, y, scratch)?,
             _ => {
                 let mut products = core::mem::take(&mut scratch.products);
-                let turned = crate::work::sized(&mut products, y.len());
+                let turned = products.sized(y.len());
                 let done = Self::products(matrices, x, turned, scratch);
                 each_part(matrices, tokens, turned, |matrix, first, products| {
                     let y = y.get_mut(first * tokens..(first + matrix.rows()) * tokens).unwrap_or(&mut []);
@@ -317,7 +317,7 @@ impl<'a> Linear<'a> {
             for (first, out) in (start..end).step_by(height).zip(out.chunks_mut(height * cols)) {
                 let own = first - row..(first + out.len() / cols) - row;
                 let needed = own.len() * width;
-                let values = crate::work::sized_with(&mut tile, needed.div_ceil(BLOCK), [0.0; BLOCK]);
+                let values = tile.sized(needed.div_ceil(BLOCK));
                 let values = values.as_flattened_mut().get_mut(..needed).unwrap_or(&mut []);
                 done = node.decode(Wanted { simd: self.simd, rows: own, out: &mut *values, work });
                 for (values, out) in values.chunks_exact(width.max(1)).zip(out.chunks_exact_mut(cols)) {
@@ -349,7 +349,7 @@ impl<'a> Linear<'a> {
             return Err(argument("out", format!("{} bytes for {rows:?}", out.len())));
         }
         let mut values = core::mem::take(&mut scratch.products);
-        let values_of = crate::work::sized(&mut values, needed.unwrap_or(0));
+        let values_of = values.sized(needed.unwrap_or(0));
         let done = self.decode_rows(rows, values_of, scratch).and_then(|()| dtype.encode(values_of));
         scratch.products = values;
         out.copy_from_slice(&done?);

@@ -10,7 +10,7 @@ mod trellis;
 use crate::arch::{self, Simd};
 use crate::error::Result;
 use crate::operands::{BLOCK, Input};
-use crate::work::{Work, sized_with};
+use crate::work::Work;
 use cmf_format::encoding::View;
 use core::ops::Range;
 
@@ -124,7 +124,7 @@ pub(crate) fn each_tile(
     let tile_rows = (TILE_ELEMS / (input.blocks * BLOCK).max(1)).max(4);
     wanted.parts(tile_rows, input.tokens, &mut |Wanted { simd, rows, out, work }| {
         let mut tile = core::mem::take(&mut work.sum);
-        let padded = sized_with(&mut tile, rows.len() * input.blocks, [0.0; BLOCK]);
+        let padded = tile.sized(rows.len() * input.blocks);
         let decoded = Wanted { simd, rows, out: padded.as_flattened_mut(), work };
         let done = decode_padded(cols, input.blocks, decoded, decode);
         if done.is_ok() {
@@ -144,7 +144,7 @@ fn decode_padded(cols: usize, blocks: usize, wanted: Wanted<'_>, decode: &mut De
     let count = rows.len() * cols;
     // Beside the tile, where `decode` may use all other buffers of its own level.
     let mut plain = core::mem::take(&mut work.below().tile);
-    let values = sized_with(&mut plain, count.div_ceil(BLOCK), [0.0; BLOCK]);
+    let values = plain.sized(count.div_ceil(BLOCK));
     let values = values.as_flattened_mut().get_mut(..count).unwrap_or(&mut []);
     let done = decode(Wanted { simd, rows, out: values, work });
     for (values, out) in values.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(blocks * BLOCK)) {

@@ -7,6 +7,9 @@ pub(crate) const GRANULE: usize = 16;
 /// Granules of a block.
 pub(crate) const GRANULES: usize = BLOCK / GRANULE;
 
+/// Vectors that are prepared of a token for each 8 blocks, where there are few tokens.
+pub(crate) const PREPARED: usize = 10;
+
 /// What a code means before zero and scale.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Map<'k> {
@@ -64,6 +67,7 @@ pub(crate) struct StoredScales<'k> {
     pub(crate) granules_log: u32,
 }
 
+#[cfg(target_arch = "aarch64")]
 impl<'k> StoredScales<'k> {
     /// The scales of row `row`.
     #[inline(always)]
@@ -86,7 +90,7 @@ pub(crate) struct Small<'k> {
     pub(crate) groups: usize,
 }
 
-/// Rows of codes of 4 bits with scales and perhaps zero points, which are added, for groups of 32.
+/// Rows of codes with scales and perhaps zero points, which are added, for groups of 32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Twice<'k> {
     /// Without scales and zero points.

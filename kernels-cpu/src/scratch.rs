@@ -1,5 +1,6 @@
 //! Buffers that a caller keeps between multiplications.
 
+use crate::lines::Lines;
 use crate::work::Work;
 
 /// Buffers of multiplications, one after the other. They grow to what the largest matrix needs and
@@ -14,8 +15,8 @@ use crate::work::Work;
 #[derive(Debug, Default)]
 pub struct Scratch {
     workers: Vec<Work>,
-    pub(crate) products: Vec<f32>,
-    pub(crate) vector: Vec<f32>,
+    pub(crate) products: Lines<f32>,
+    pub(crate) vector: Lines<f32>,
 }
 
 impl Scratch {
@@ -26,8 +27,7 @@ impl Scratch {
 
     /// Bytes that are held.
     pub fn bytes(&self) -> usize {
-        let own = (self.products.capacity() + self.vector.capacity()) * 4;
-        own + self.workers.iter().map(Work::bytes).sum::<usize>()
+        self.products.bytes() + self.vector.bytes() + self.workers.iter().map(Work::bytes).sum::<usize>()
     }
 
     /// Buffers of so many threads.

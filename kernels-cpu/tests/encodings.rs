@@ -62,9 +62,13 @@ fn grouped_zero_points() -> Result {
 #[test]
 fn grouped_codes_with_codes_for_scales() -> Result {
     for zero in [ZeroOp::None, ZeroOp::Add] {
-        for (rows, cols) in [(1, 31), (5, 576), (7, 1100), (9, 1536)] {
-            let map = CodeMap::Integer { offset: if zero == ZeroOp::Add { 0 } else { -8 } };
-            let own = Grouped { zero, twice: true, map, ..Grouped::symmetric(4, 32) };
+        for (rows, cols, bits) in [(1, 31), (5, 576), (7, 1100), (9, 1536)]
+            .into_iter()
+            .flat_map(|(rows, cols)| [2, 3, 4, 5, 6, 7, 8].map(|bits| (rows, cols, bits)))
+        {
+            let is_unsigned = zero == ZeroOp::Add && bits < 8;
+            let map = CodeMap::Integer { offset: if is_unsigned { 0 } else { -(1 << (bits - 1)) } };
+            let own = Grouped { zero, twice: true, map, ..Grouped::symmetric(bits, 32) };
             let expect = Expect { roundings: 2000, quantises: true };
             check(Parts::of(own.node(rows, cols, &mut Numbers(5))?), rows, cols, 9, expect)?;
         }

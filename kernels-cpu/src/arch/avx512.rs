@@ -29,15 +29,16 @@ macro_rules! four {
     };
 }
 
+mod few;
 mod memory;
+mod scales;
 mod trellis;
-mod twice;
 
 use core::arch::x86_64::*;
 
+pub(super) use self::few::{fast_stored, fast_twice};
 use self::memory::*;
 pub(super) use self::trellis::{trellis, trellis_fast};
-pub(super) use self::twice::fast_twice;
 use crate::operands::{
     BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero,
 };
@@ -82,6 +83,13 @@ impl Unpacker {
         if self.bits == 8 {
             return bytes;
         }
+        self.spread(bytes)
+    }
+
+    /// The codes of a block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn spread(&self, bytes: __m512i) -> __m512i {
         let words = _mm512_permutexvar_epi8(self.bytes, bytes);
         _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shifts, words), self.mask)
     }
@@ -123,14 +131,10 @@ fn add_sums<const R: usize, const T: usize>(lanes: &[[__m512; T]; R], stride: us
     }
 }
 
-/// How far ahead a single row of codes is asked for.
-const AHEAD: usize = 1 << 12;
-
-/// How far ahead rows of codes are asked for: those of the next tile where they are near. Where memory
-/// is the limit they are asked for line after line, while rows of a tile are read beside each other.
+/// How far ahead rows of so many bytes are asked for: the next rows of a tile, and some lines more.
 #[inline(always)]
-fn distance(codes: &Codes<'_>) -> usize {
-    (TILE * codes.row_bytes).clamp(1 << 10, 1 << 14)
+fn distance(row_bytes: usize) -> usize {
+    (TILE * row_bytes).min(1 << 16) + (1 << 12)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
@@ -151,7 +155,7 @@ pub(super) fn fast(codes: &Codes<'_>, input: &Input<'_>, lanes: &mut [[f32; 16]]
     }
     let unpacker = Unpacker::new(codes.bits);
     let less = _mm512_set1_epi8(less as u8 as i8);
-    let ahead = distance(codes);
+    let ahead = distance(codes.row_bytes);
     let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
     for token in 0..input.tokens {
         let mut row = 0;
@@ -165,223 +169,6 @@ pub(super) fn fast(codes: &Codes<'_>, input: &Input<'_>, lanes: &mut [[f32; 16]]
             };
         }
     }
-}
-
-/// Few tokens by rows of 4 or 8 bits whose scales are read where they lie, row after row as memory
-/// likes it best. Gives whether that is what there is.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(super) fn fast_stored(
-    codes: &Codes<'_>,
-    input: &Input<'_>,
-    prepared: &mut [[f32; 16]],
-    out: &mut [f32],
-) -> bool {
-    let (Map::Signed(offset), Some(scales)) = (codes.map, codes.stored) else { return false };
-    let is_nibbles = codes.bits == 4 && !input.halves.is_empty();
-    if input.tokens >= TILE || !(is_nibbles || codes.bits == 8) {
-        return false;
-    }
-    let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
-    for token in 0..input.tokens {
-        match is_nibbles {
-            true => prepare_pairs(less, input, token, prepared),
-            false => prepare_blocks(less, input, token, prepared),
-        }
-        let outs = out.chunks_exact_mut(input.tokens);
-        for (row, out) in outs.enumerate().take(codes.rows) {
-            let lanes = match is_nibbles {
-                true => stored_nibbles(codes, &scales, prepared, input, row, token),
-                false => stored_bytes(codes, &scales, prepared, input, row, token),
-            };
-            if let Some(out) = out.get_mut(token) {
-                *out += sum(lanes);
-            }
-        }
-    }
-    true
-}
-
-/// Of each pair of blocks the sums of activations times `-less`, 32 bits each, and their scales.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn prepare_pairs(less: __m512i, input: &Input<'_>, token: usize, out: &mut [[f32; 16]]) {
-    let (halves, pairs) = input.pairs(token);
-    let out = out.as_chunks_mut::<2>().0.iter_mut();
-    for (([even, odd], [first, second]), [taken, scale]) in halves.iter().zip(pairs).zip(out) {
-        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(even));
-        let sums = _mm512_dpbusd_epi32(sums, less, load_codes(odd));
-        store_floats(_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_setzero_si512(), sums)), taken);
-        store_floats(_mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(*first), _mm512_set1_ps(*second)), scale);
-    }
-}
-
-/// The same of each block, without scales.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn prepare_blocks(less: __m512i, input: &Input<'_>, token: usize, out: &mut [[f32; 16]]) {
-    for (q, out) in input.quantised(token).iter().zip(out) {
-        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(q));
-        store_floats(_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_setzero_si512(), sums)), out);
-    }
-}
-
-/// Takes scales of a row to lanes.
-struct Spreader<'k> {
-    row: &'k [[u8; 2]],
-    log: u32,
-    lanes: __m512i,
-}
-
-impl<'k> Spreader<'k> {
-    /// For vectors with `2^lanes_log` lanes a granule.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new(scales: &StoredScales<'k>, row: usize, lanes_log: u32) -> Self {
-        let first = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        let shift = _mm512_set1_epi32((lanes_log + scales.granules_log.min(16)) as i32);
-        let lanes = _mm512_srlv_epi32(first, shift);
-        Self { row: scales.row(row), log: scales.granules_log, lanes }
-    }
-
-    /// The scales from granule `granule` on.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    fn scales(&self, granule: usize) -> __m512 {
-        _mm512_permutexvar_ps(self.lanes, self.eight(granule))
-    }
-
-    /// The scales from the group of granule `granule` on, one a lane.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    fn eight(&self, granule: usize) -> __m512 {
-        let from = self.row.get(granule >> self.log..).unwrap_or(&[]);
-        let halves = match from.first_chunk::<8>() {
-            Some(halves) => load_16_halves(halves),
-            None => _mm512_castsi512_si128(load_part(from.as_flattened(), 16)),
-        };
-        _mm512_castps256_ps512(_mm256_cvtph_ps(halves))
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_16_halves(halves: &[[u8; 2]; 8]) -> __m128i {
-    // SAFETY: the array has the 16 bytes that are read.
-    unsafe { _mm_loadu_si128(halves.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn stored_nibbles(
-    codes: &Codes<'_>,
-    scales: &StoredScales<'_>,
-    prepared: &[[f32; 16]],
-    input: &Input<'_>,
-    row: usize,
-    token: usize,
-) -> __m512 {
-    let bytes = codes.own_row(row);
-    let spreader = Spreader::new(scales, row, 1);
-    let mut lanes = _mm512_setzero_ps();
-    let halves = input.pairs(token).0;
-    let prepared = prepared.as_chunks::<2>().0.get(..halves.len()).unwrap_or(&[]);
-    let mut done = 0;
-    if scales.granules_log > 0 {
-        // One load has the scales of two pairs.
-        let second = _mm512_add_epi32(spreader.lanes, _mm512_set1_epi32(8 >> scales.granules_log.min(4)));
-        let (fours, _) = bytes.as_chunks::<128>();
-        let both = halves.as_chunks::<2>().0.iter().zip(prepared.as_chunks::<2>().0);
-        for (i, (bytes, ([a, b], [of_a, of_b]))) in fours.iter().zip(both).enumerate() {
-            let (now, next) = bytes.split_at(64);
-            prefetch(bytes, AHEAD);
-            prefetch(next, AHEAD);
-            let eight = spreader.eight(16 * i);
-            let of_rows = _mm512_permutexvar_ps(spreader.lanes, eight);
-            lanes = add_nibbles(load_some(now, 64), a, of_a, of_rows, lanes);
-            let of_rows = _mm512_permutexvar_ps(second, eight);
-            lanes = add_nibbles(load_some(next, 64), b, of_b, of_rows, lanes);
-        }
-        done = 2 * fours.len().min(halves.len() / 2);
-    }
-    for (i, (halves, prepared)) in halves.iter().zip(prepared).enumerate().skip(done) {
-        let bytes = bytes.get(i * 64..).unwrap_or(&[]);
-        prefetch(bytes, AHEAD);
-        lanes = add_nibbles(load_some(bytes, 64), halves, prepared, spreader.scales(8 * i), lanes);
-    }
-    lanes
-}
-
-/// Sums of the products of a pair of blocks: even columns are in the lower halves of bytes, odd ones in the
-/// upper halves. `taken`, integers in the place of floats, comes on top.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn nibble_sums(bytes: __m512i, even: &[i8; BLOCK], odd: &[i8; BLOCK], taken: &[f32; 16]) -> __m512i {
-    let low = _mm512_set1_epi8(15);
-    let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
-    let sums = _mm512_castps_si512(load_floats(taken));
-    let sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(bytes, low), load_codes(even));
-    _mm512_dpbusd_epi32(sums, upper, load_codes(odd))
-}
-
-/// Adds the products of a pair of blocks, which was prepared by [`prepare_pairs`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-fn add_nibbles(
-    bytes: __m512i,
-    [even, odd]: &[[i8; BLOCK]; 2],
-    [taken, scale]: &[[f32; 16]; 2],
-    of_rows: __m512,
-    lanes: __m512,
-) -> __m512 {
-    let sums = _mm512_cvtepi32_ps(nibble_sums(bytes, even, odd, taken));
-    _mm512_fmadd_ps(sums, _mm512_mul_ps(of_rows, load_floats(scale)), lanes)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn stored_bytes(
-    codes: &Codes<'_>,
-    scales: &StoredScales<'_>,
-    prepared: &[[f32; 16]],
-    input: &Input<'_>,
-    row: usize,
-    token: usize,
-) -> __m512 {
-    let bytes = codes.own_row(row);
-    let spreader = Spreader::new(scales, row, 2);
-    let (q, of_blocks) = (input.quantised(token), input.scales(token));
-    let mut lanes = [_mm512_setzero_ps(); 4];
-    let mut done = 0;
-    if scales.granules_log > 0 {
-        // One load has the scales of four blocks.
-        let granules = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-        let log = _mm512_set1_epi32(scales.granules_log.min(16) as i32);
-        let groups = four!(b => _mm512_srlv_epi32(_mm512_add_epi32(granules, _mm512_set1_epi32(4 * b)), log));
-        let (fours, _) = bytes.as_chunks::<64>().0.as_chunks::<4>();
-        let of_fours = q.as_chunks::<4>().0.iter().zip(of_blocks.as_chunks::<4>().0);
-        let of_fours = of_fours.zip(prepared.as_chunks::<4>().0);
-        for (i, (bytes, ((q, of_blocks), taken))) in fours.iter().zip(of_fours).enumerate() {
-            let eight = spreader.eight(16 * i);
-            lanes = four!(b => {
-                prefetch(&bytes[b], AHEAD);
-                let sums = _mm512_castps_si512(load_floats(&taken[b]));
-                let sums = _mm512_dpbusd_epi32(sums, load_bytes(&bytes[b]), load_codes(&q[b]));
-                let of_rows = _mm512_permutexvar_ps(groups[b], eight);
-                let of_rows = _mm512_mul_ps(of_rows, _mm512_set1_ps(of_blocks[b]));
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes[b])
-            });
-        }
-        done = 4 * fours.len().min(q.len() / 4);
-    }
-    let blocks = q.iter().zip(of_blocks).zip(prepared).enumerate().skip(done);
-    for (block, ((q, scale), taken)) in blocks {
-        let bytes = bytes.get(block * 64..).unwrap_or(&[]);
-        let sums = _mm512_castps_si512(load_floats(taken));
-        let sums = _mm512_dpbusd_epi32(sums, load_some(bytes, 64), load_codes(q));
-        let of_rows = _mm512_mul_ps(spreader.scales(GRANULES * block), _mm512_set1_ps(*scale));
-        lanes[0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_rows, lanes[0]);
-    }
-    _mm512_add_ps(_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3]))
 }
 
 /// Some rows of codes of any width by one token; gives how many rows.
@@ -679,7 +466,7 @@ fn exact_tile<const MAP: u8, const ZERO: u8, const R: usize, const T: usize>(
     let scales: [_; R] = core::array::from_fn(|i| codes.scales(row + i));
     let zeros: [_; R] = core::array::from_fn(|i| codes.zeros(row + i));
     let values: [_; T] = core::array::from_fn(|i| input.values(token + i));
-    let ahead = distance(codes);
+    let ahead = distance(codes.row_bytes);
     let mut lanes = [[_mm512_setzero_ps(); T]; R];
     for block in 0..codes.blocks {
         let mut x: [&[[f32; 16]]; T] = [&[]; T];
@@ -688,7 +475,7 @@ fn exact_tile<const MAP: u8, const ZERO: u8, const R: usize, const T: usize>(
             x[t] = values.as_chunks().0;
         }
         for r in 0..R {
-            prefetch(rows[r], ahead + block * 8 * codes.bits);
+            prefetch(rows[0], ahead + (block * R + r) * 8 * codes.bits);
             let weights = decoder.weights::<MAP, ZERO>(rows[r], scales[r], zeros[r], block);
             for t in 0..T {
                 for (weights, x) in weights.iter().zip(x[t]) {
@@ -804,7 +591,7 @@ fn elements_tile<const KIND: u8, const R: usize, const T: usize>(
     out: &mut [f32],
 ) {
     let step = GRANULE * rows.element.bytes();
-    let ahead = (TILE * rows.cols * rows.element.bytes()).clamp(1 << 10, 1 << 14);
+    let ahead = distance(rows.cols * rows.element.bytes());
     let bytes: [&[u8]; R] = core::array::from_fn(|i| rows.row(row + i));
     let values: [&[[f32; GRANULE]]; T] =
         core::array::from_fn(|i| input.values(token + i).as_flattened().as_chunks().0);

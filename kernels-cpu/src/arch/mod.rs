@@ -119,7 +119,7 @@ pub(crate) fn fast(
 }
 
 /// As [`fast`], with scales as they are stored, where there is a kernel for that: else `false`.
-/// `prepared` has room for a vector for each block.
+/// Few tokens; `prepared` has [`crate::operands::PREPARED`] vectors for each 8 blocks.
 pub(crate) fn fast_stored(
     simd: Simd,
     codes: &Codes<'_>,
@@ -138,8 +138,7 @@ pub(crate) fn fast_stored(
     false
 }
 
-/// As [`fast_stored`], for rows whose scales and zero points are codes. `prepared` has room for a vector
-/// for each block and for each 8 of them.
+/// As [`fast_stored`], for rows whose scales and zero points are codes.
 pub(crate) fn fast_twice(
     simd: Simd,
     rows: &Twice<'_>,

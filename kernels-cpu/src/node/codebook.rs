@@ -2,7 +2,6 @@
 
 use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::error::Result;
-use crate::work::sized;
 use cmf_format::encoding::codebook::View;
 
 /// Most values of all entries that are decoded: 256 KiB, which a cache of a core holds.
@@ -58,7 +57,7 @@ impl Plan {
         for (row, out) in rows.zip(out.chunks_exact_mut(view.cols())) {
             let mut scales: &[f32] = &[];
             if let (Some(scale), Some(plan)) = (view.scale(), &self.scale) {
-                let (child, out) = (Node { view: scale, plan }, sized(&mut raw, scale.cols()));
+                let (child, out) = (Node { view: scale, plan }, raw.sized(scale.cols()));
                 let wanted = Wanted { simd, rows: row..row + 1, out: &mut *out, work: work.below() };
                 done = read_child(child, 1, wanted);
                 scales = out;

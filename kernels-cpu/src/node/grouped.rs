@@ -3,8 +3,9 @@
 use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch;
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULE, GRANULES, Input, Map, Small, StoredScales, Twice, Zero};
-use crate::work::sized;
+use crate::operands::{
+    BLOCK, Codes, GRANULE, GRANULES, Input, Map, PREPARED, Small, StoredScales, Twice, Zero,
+};
 use cmf_format::DType;
 use cmf_format::bits::row_bytes;
 use cmf_format::encoding::View as AnyView;
@@ -138,20 +139,16 @@ impl Plan {
 
     pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
-        if self.is_fast(input)
-            && self.zero == Zero::None
-            && let Some(codes) = self.as_stored(view, rows.clone())
-            && arch::fast_stored(simd, &codes, input, sized(&mut work.lanes, self.stride()), out)
-        {
-            return Ok(());
-        }
-        if self.is_fast(input)
-            && input.tokens < FEW
-            && !input.halves.is_empty()
-            && let Some(twice) = self.as_twice(view, rows.clone())
-        {
-            let vectors = self.stride() + self.blocks.div_ceil(8);
-            if arch::fast_twice(simd, &twice, input, sized(&mut work.lanes, vectors), out) {
+        if self.is_fast(input) && input.tokens < FEW {
+            let prepared = work.lanes.sized(PREPARED * self.blocks.div_ceil(8));
+            let done = if let Some(codes) = self.as_stored(view, rows.clone()) {
+                arch::fast_stored(simd, &codes, input, prepared, out)
+            } else if let Some(twice) = self.as_twice(view, rows.clone()) {
+                arch::fast_twice(simd, &twice, input, prepared, out)
+            } else {
+                false
+            };
+            if done {
                 return Ok(());
             }
         }
@@ -172,7 +169,7 @@ impl Plan {
     ) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
         let mut lanes = core::mem::take(&mut work.lanes);
-        let of_tokens = sized(&mut lanes, input.tokens);
+        let of_tokens = lanes.sized(input.tokens);
         let wanted = Wanted { simd, rows, out, work: &mut *work };
         let done = self.each_rows(source, input.tokens, wanted, &mut |codes, zeros, out| {
             if !self.is_fast(input) {
@@ -191,11 +188,13 @@ impl Plan {
         done
     }
 
-    /// Rows with their scales as they lie, if they are f16, one for each row and group.
+    /// Rows with their scales as they lie, if they are f16, one for each row and group, and have no zero
+    /// points.
     fn as_stored<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>) -> Option<Codes<'v>> {
         let Some(AnyView::Dense(scale)) = view.scale() else { return None };
         let groups = scale.cols();
-        let simple = scale.dtype() == DType::F16
+        let simple = self.zero == Zero::None
+            && scale.dtype() == DType::F16
             && scale.rows() == view.rows()
             && self.group_rows == 1
             && (groups == 1 || self.group_granules.is_power_of_two());
@@ -210,9 +209,9 @@ impl Plan {
         })
     }
 
-    /// Rows of 4 bits whose scales and zero points are codes as recipes make them.
+    /// Rows whose scales and zero points are codes as recipes make them.
     fn as_twice<'v>(&'v self, view: &'v View<'_>, rows: Range<usize>) -> Option<Twice<'v>> {
-        if self.bits != 4 || self.group_granules != 2 || self.group_rows != 1 {
+        if self.group_granules != 2 || self.group_rows != 1 {
             return None;
         }
         let zero = match (self.zero, view.zero(), &self.zeros) {
@@ -273,7 +272,7 @@ impl Plan {
         let Wanted { simd, rows, out, work } = wanted;
         let (mut scales, mut zeros) = (core::mem::take(&mut work.scales), core::mem::take(&mut work.zeros));
         let length = ROWS * self.stride() * GRANULES;
-        let (all_scales, all_zeros) = (sized(&mut scales, length), sized(&mut zeros, length));
+        let (all_scales, all_zeros) = (scales.sized(length), zeros.sized(length));
         let wanted = Wanted { simd, rows, out, work: &mut *work };
         let done = wanted.parts(ROWS, width, &mut |Wanted { simd, rows, out, work }| {
             let part = rows.len() * self.stride() * GRANULES;
@@ -313,7 +312,7 @@ impl Plan {
             return Ok(());
         };
         let mut raw = core::mem::take(&mut work.raw);
-        let values = sized(&mut raw, rows.len() * view.cols());
+        let values = raw.sized(rows.len() * view.cols());
         let wanted = Wanted { simd, rows, out: &mut *values, work: work.below() };
         let done = read_child(Node { view, plan }, self.group_rows, wanted);
         for (values, out) in values.chunks_exact(view.cols().max(1)).zip(out.chunks_exact_mut(width)) {

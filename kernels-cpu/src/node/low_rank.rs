@@ -3,7 +3,6 @@
 use super::{Node, Plan as AnyPlan, Wanted};
 use crate::error::Result;
 use crate::operands::Input;
-use crate::work::sized;
 use cmf_format::encoding::low_rank::View;
 
 /// What is prepared of the factors.
@@ -22,11 +21,11 @@ impl Plan {
         let Wanted { simd, rows, out, work } = wanted;
         let (rank, tokens) = (view.rank(), input.tokens);
         let (mut inner, mut column) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.scales));
-        let products = sized(&mut inner, rank * tokens);
+        let products = inner.sized(rank * tokens);
         products.fill(0.0);
         let b = Node { view: view.b(), plan: &self.b };
         let mut done = b.multiply(input, Wanted { simd, rows: 0..rank, out: products, work: work.below() });
-        let column_values = sized(&mut column, view.rows());
+        let column_values = column.sized(view.rows());
         let a_t = Node { view: view.a_t(), plan: &self.a_t };
         for (k, products) in products.chunks_exact(tokens.max(1)).enumerate() {
             if done.is_err() {

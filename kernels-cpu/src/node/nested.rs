@@ -5,7 +5,6 @@ use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch;
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Zero};
-use crate::work::{sized, sized_with};
 use cmf_format::encoding::View as AnyView;
 use cmf_format::encoding::nested::{Level, Rounding, Values, View};
 use core::ops::Range;
@@ -75,7 +74,7 @@ impl Plan {
         self.level.decode(view, view.level(), level)?;
         let (Some(part), Some(values)) = (&self.lower, view.lower()) else { return Ok(()) };
         let mut lanes = core::mem::take(&mut work.lanes);
-        let lower = sized(&mut lanes, out.len().div_ceil(16)).as_flattened_mut();
+        let lower = lanes.sized(out.len().div_ceil(16)).as_flattened_mut();
         let lower = lower.get_mut(..out.len()).unwrap_or(&mut []);
         let wanted = Wanted { simd, rows, out: &mut *lower, work: &mut *work };
         let done = part.decode(view, values, wanted).map_err(|e| e.within("lower"));
@@ -161,7 +160,7 @@ impl Part {
     ) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
         let mut panel = core::mem::take(&mut work.panel);
-        let all = sized_with(&mut panel, ROWS * self.blocks, [0; BLOCK]);
+        let all = panel.sized(ROWS * self.blocks);
         let wanted = Wanted { simd, rows, out, work: &mut *work };
         let done = wanted.parts(ROWS, width, &mut |wanted| {
             let codes = all.get_mut(..wanted.rows.len() * self.blocks).unwrap_or(&mut []);
@@ -193,7 +192,7 @@ impl Part {
         let Wanted { simd, rows, out, work } = wanted;
         let mut scales = core::mem::take(&mut work.scales);
         let granules = self.blocks.next_multiple_of(2) * GRANULES;
-        let ones = sized(&mut scales, granules);
+        let ones = scales.sized(granules);
         ones.fill(1.0);
         let mut values = [0.0; 256];
         let mut done = Ok(());

@@ -6,7 +6,7 @@ use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch::{self, Simd};
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Words, Zero};
-use crate::work::{Work, sized, sized_with};
+use crate::work::Work;
 use cmf_format::encoding::trellis::{Axis, View};
 use core::ops::Range;
 
@@ -67,12 +67,12 @@ impl Plan {
         let (mut panel, mut lanes) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.lanes));
         let mut sums = core::mem::take(&mut work.scales);
         let panel_blocks = height.max(2 * tokens) * input.blocks;
-        let panel_row = sized_with(&mut panel, panel_blocks, [0; BLOCK]);
-        let of_tokens = sized(&mut lanes, tokens * height / 8);
+        let panel_row = panel.sized(panel_blocks);
+        let of_tokens = lanes.sized(tokens * height / 8);
         let first = rows.start;
         let done = self.each_part(simd, view, rows, WORD_ROWS, work, &mut |part, scales| {
             let count = part.words.pairs().count() * tokens * height;
-            let sums = sized(&mut sums, count);
+            let sums = sums.sized(count);
             arch::trellis_fast(simd, &part.words, input, panel_row, of_tokens, sums);
             let outs = out.chunks_exact_mut(tokens).skip(part.rows.start - first);
             for ((row, out), scale) in (part.skip..).zip(outs).zip(scales) {
@@ -106,10 +106,10 @@ impl Plan {
         let (mut panel, mut spread) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.scales));
         let first = rows.start;
         let done = self.each_part(simd, view, rows, 1, work, &mut |part, scales| {
-            let panel = sized_with(&mut panel, part.words.rows() * blocks, [0; BLOCK]);
+            let panel = panel.sized(part.words.rows() * blocks);
             arch::trellis(simd, &part.words, blocks, panel);
             let granules = blocks.next_multiple_of(2) * GRANULES;
-            let spread = sized(&mut spread, scales.len() * granules);
+            let spread = spread.sized(scales.len() * granules);
             for (out, scale) in spread.chunks_exact_mut(granules.max(1)).zip(scales) {
                 out.fill(*scale);
             }
@@ -151,7 +151,7 @@ impl Plan {
             return Ok(());
         }
         let (mut raw, mut wrap) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.wrap));
-        let scales = sized(&mut raw, rows.len());
+        let scales = raw.sized(rows.len());
         let wanted = Wanted { simd, rows: rows.clone(), out: &mut *scales, work: work.below() };
         let done = read_child(Node { view: view.scale(), plan: &self.scale }, self.scale_rows, wanted);
         let height = 32 / self.step_bits;
@@ -168,7 +168,7 @@ impl Plan {
             let last_row = rows.end.min(path * elems + length.min(end * height));
             let before = match first {
                 0 => {
-                    wrap_around(of_path, cols, length * self.step_bits, sized(&mut wrap, cols));
+                    wrap_around(of_path, cols, length * self.step_bits, wrap.sized(cols));
                     wrap.get(..cols).unwrap_or(&[])
                 }
                 _ => of_path.get((first - 1) * cols..first * cols).unwrap_or(&[]),

@@ -24,11 +24,12 @@ pub(super) fn load_some(bytes: &[u8], most: usize) -> __m512i {
     }
 }
 
-/// Asks for the cache line `ahead` bytes behind the start of `bytes`.
+/// Asks for the cache line `ahead` bytes behind the start of `bytes`, into the second cache: the first has
+/// too few places for lines that are on their way, and what comes from memory would wait for them.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn prefetch(bytes: &[u8], ahead: usize) {
-    _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(ahead).cast());
+    _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast());
 }
 
 #[inline]

@@ -50,7 +50,7 @@ impl<'k> Decoder<'k> {
     }
 }
 
-/// Few tokens by such rows. `prepared` has room for a vector for each 8 blocks.
+/// Few tokens by such rows, if they have 4 bits. `prepared` has room for a vector for each 8 blocks.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(in crate::arch) fn fast_twice<D: Dot>(
@@ -62,6 +62,9 @@ pub(in crate::arch) fn fast_twice<D: Dot>(
 ) -> bool {
     let codes = &rows.codes;
     let Map::Signed(offset) = codes.map else { return false };
+    if codes.bits != 4 || input.halves.is_empty() {
+        return false;
+    }
     let (scale, zero) = (Decoder::new(&rows.scale), rows.zero.as_ref().map(|zero| Decoder::new(zero)));
     let of_codes = Rows::new(codes, offset);
     for token in 0..input.tokens {
