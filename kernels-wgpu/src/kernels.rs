@@ -198,6 +198,12 @@ impl Kernels {
         self.subgroups
     }
 
+    /// Threads of every subgroup, where threads share no columns and subgroups are all of one size.
+    pub(crate) fn subgroup_size(&self) -> Option<u32> {
+        let (least, most) = self.subgroups.filter(|_| self.tuning.lanes == 1)?;
+        (least == most && (2..=64).contains(&most) && most.is_power_of_two()).then_some(most)
+    }
+
     /// Threads of a workgroup whose subgroups have hashed tables, where threads share nothing else.
     pub(crate) fn subgroup_width(&self) -> Option<u32> {
         let (least, most) = self.subgroups.filter(|_| self.tuning.lanes == 1)?;

@@ -231,8 +231,11 @@ impl Kernels {
         let sums = self.subgroups().map_or(lanes, |(least, _)| lanes.div_ceil(least));
         let tall = tile_rows > TILE_ROWS;
         let asks = tall && self.subgroups().is_some();
+        let shares = self.shares(m);
+        let within = asks || shares.is_some() || lanes > 1 && self.subgroups().is_some();
         let numbers = [
-            ("SUBGROUPS", (asks || lanes > 1 && self.subgroups().is_some()).into()),
+            ("SUBGROUPS", within.into()),
+            ("SHARES", shares.unwrap_or(0).into()),
             ("SUMS", sums.into()),
             ("EAGER", (tall && tile_rows < TALLEST).into()),
             ("ASKS", asks.into()),
@@ -251,13 +254,18 @@ impl Kernels {
         permutation
     }
 
+    /// Threads that read tiles of `m` activations for each other, where some do.
+    fn shares(&self, m: u32) -> Option<u32> {
+        self.subgroup_size().filter(|_| m > 1)
+    }
+
     /// Rows of a thread's tile for tiles of `m` activations, and the threads of a workgroup of those that
     /// share nothing.
     fn tile_rows(&self, node: &Node, m: u32) -> (u32, u32) {
         let Tuning { lanes, width } = self.tuning();
         let number = |name: &str| node.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
         if m > 1 || lanes > 1 || number("WAY") != 1 || number("GROUP") != 0 {
-            return (TILE_ROWS, width);
+            return (TILE_ROWS, width.next_multiple_of(self.shares(m).unwrap_or(1)));
         }
         let (path, extent) = (node.term.a, node.term.e);
         let at_once = number("AT_ONCE") > 1 && node.hashed.is_none();

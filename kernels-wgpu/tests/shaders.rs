@@ -48,7 +48,7 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
         numbers.insert("SPLITS".into(), tile / split);
         numbers.insert("SPLIT".into(), split);
     }
-    for name in ["EAGER", "ASKS"] {
+    for name in ["EAGER", "ASKS", "SHARES"] {
         numbers.entry(name.into()).or_insert(0);
     }
     let list: Vec<(&str, i64)> = numbers.iter().map(|(name, value)| (name.as_str(), *value)).collect();

@@ -5,9 +5,16 @@
 // SUBGROUPS: 1 if threads of a subgroup add up or ask each other, which not every adapter has; a browser
 // wants `enable subgroups;` before this text then. SUMS: subgroups of a workgroup at most, or its threads.
 // X_VECTORS: of the activations, if they are in a uniform buffer.
+// SHARES: if not 0, threads of each subgroup, which read different activations and tell each other: where
+// threads read one by one, a look then serves many products. For M > 1 and LANES 1, with SUBGROUPS 1.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 // EAGER: 1 if a row of four columns is multiplied as soon as the encoding says that it has it: the rows of a
 // tall tile do not fit into registers.
+// LOOK: quads of a step that a look at shared activations is for.
+#let LOOK = 1
+#if SHARES > M && SHARES / M <= QUADS
+#let LOOK = SHARES / M
+#end
 #import params
 #if X_VECTORS > 0
 @group(0) @binding(1) var<uniform> x: array<vec4<f32>, ${X_VECTORS}>;
@@ -22,6 +29,42 @@ part${r} += dot(w${r}, xs);
 #end
 #end
 #import ENCODING
+// A look at the activations of as many quads as the threads of a subgroup have, from this one on.
+#def look
+#if q % LOOK == 0
+#for k in 0..(M + SHARES - 1) / SHARES
+let seen${q}_${k} = x[tile + (p.first_col + step * ${QUADS * 4}u + ${q * 4}u) * ${PARTS}u + ${k * SHARES}u + invocation];
+#end
+#end
+#end
+// Adds the products of four columns, whose values are `w`.
+#def add
+#if SHARES == 0
+#for i in 0..4
+#for h in 0..PARTS
+let x${i}_${h} = x[tile + (p.first_col + column + ${i}u) * ${PARTS}u + ${h}u];
+#for r in 0..R
+sum${r}_${h} += w${r}.${xyzw[i]} * x${i}_${h};
+#end
+#end
+#end
+#else
+// Activation by activation: there are more sums than registers.
+#for h in 0..PARTS
+#for m in 0..4
+#for i in 0..4
+#let AT = q % LOOK * M + i * PARTS + h
+let x${i}_${h * 4 + m} = subgroupBroadcast(seen${q / LOOK * LOOK}_${AT / SHARES}.${xyzw[m]}, ${AT % SHARES}u);
+#end
+#for r in 0..R
+#for i in 0..4
+sum${r}_${h}.${xyzw[m]} += w${r}.${xyzw[i]} * x${i}_${h * 4 + m};
+#end
+#end
+#end
+#end
+#end
+#end
 #if LANES > 1
 var<workgroup> shared_sums: array<f32, ${SUMS * R * M}>;
 #end
@@ -87,14 +130,14 @@ fn main(
 #end
     }
 #end
-#for i in 0..4
-#for h in 0..PARTS
-    let x${i}_${h} = x[tile + (p.first_col + column + ${i}u) * ${PARTS}u + ${h}u];
 #for r in 0..R
-    sum${r}_${h} += total${r}.${xyzw[i]} * x${i}_${h};
+    let w${r} = total${r};
 #end
+#let q = 0
+#if SHARES > 0
+#use look
 #end
-#end
+#use add
   }
 #else
 #for t in 0..TERMS
@@ -114,6 +157,9 @@ fn main(
 #end
 #end
 #for q in 0..QUADS
+#if SHARES > 0
+#use look
+#end
       {
         let column = step * ${QUADS * 4}u + ${q * 4}u;
 #if M == 1
@@ -141,14 +187,7 @@ fn main(
         w${r} *= factor${r};
 #end
 #end
-#for i in 0..4
-#for h in 0..PARTS
-        let x${i}_${h} = x[tile + (p.first_col + column + ${i}u) * ${PARTS}u + ${h}u];
-#for r in 0..R
-        sum${r}_${h} += w${r}.${xyzw[i]} * x${i}_${h};
-#end
-#end
-#end
+#use add
 #end
       }
 #end
