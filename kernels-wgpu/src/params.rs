@@ -62,6 +62,19 @@ pub(crate) struct TransformParams {
     pub(crate) span: u32,
 }
 
+/// `Params` of `layout.wgsl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct LayoutParams {
+    pub(crate) size: u32,
+    pub(crate) padded: u32,
+    pub(crate) batch: u32,
+    pub(crate) uses: u32,
+    pub(crate) in_at: u32,
+    pub(crate) in_stride: u32,
+    pub(crate) factor: f32,
+}
+
 /// `Params` of `butterfly.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]

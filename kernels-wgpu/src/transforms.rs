@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, index, product};
 use crate::kernels::{Bound, Kernels, Permutation};
-use crate::params::{ButterflyParams, TransformParams};
+use crate::params::{ButterflyParams, LayoutParams, TransformParams};
 use crate::upload::Uploader;
 use crate::workspace::{Scratch, Workspace, grown};
 use cmf_format::transform::{Kind, Side, Signs, Transform};
@@ -383,12 +383,29 @@ impl Kernels {
         let span = step.block.max(SPAN_MIN);
         let uses =
             [step.indices.is_some(), step.pre.is_some(), step.post.is_some(), scaled && whole_block > 1];
+        let uses = uses.iter().enumerate().map(|(i, used)| u32::from(*used) << i).sum();
+        let factor = (1.0 / f64::from(whole_block.max(1)).sqrt()) as f32;
+        if tile > 0 && step.block == 0 && step.indices.is_none() {
+            let fours = [size, in_at, if batch > 1 { in_stride } else { 0 }];
+            let by_four = fours.iter().all(|n| n.is_multiple_of(4));
+            let params = LayoutParams { size, padded, batch, uses, in_at, in_stride, factor };
+            let [pre, post] =
+                [&step.pre, &step.post].map(|list| list.as_ref().map_or(self.nothing(), Bound::all));
+            let numbers = vec![("M", tile.into()), ("VEC", by_four.into()), ("WIDTH", WIDTH.into())];
+            return self.dispatch(
+                pass,
+                Permutation { kernel: "layout", numbers },
+                bytemuck::bytes_of(&params),
+                &[source, target, pre, post],
+                [(padded / 4 * tile.div_ceil(4)).div_ceil(WIDTH), rows / tile, 1],
+            );
+        }
         let params = TransformParams {
             size,
             padded,
             block: step.block,
-            factor: (1.0 / f64::from(whole_block.max(1)).sqrt()) as f32,
-            uses: uses.iter().enumerate().map(|(i, used)| u32::from(*used) << i).sum(),
+            factor,
+            uses,
             batch,
             in_at,
             in_stride,
