@@ -112,7 +112,7 @@ pub struct Kernels {
     maps: bool,
     subgroups: Option<(u32, u32)>,
     pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
-    /// Sizes of the tiles of activations that there were, each a power of two.
+    /// Two bits for each size of the tiles of activations that there were, a power of two: alone, several.
     tiles: AtomicU32,
     tables: Tables,
     /// Bound where a kernel reads nothing.
@@ -320,15 +320,16 @@ impl Kernels {
         Ok(Arc::clone(pipelines().entry(permutation).or_insert(compiled)))
     }
 
-    /// Notes that there were products with tiles of `m` activations.
-    pub(crate) fn multiplied_with(&self, m: u32) {
-        self.tiles.fetch_or(m, Ordering::Relaxed);
+    /// Notes that there were products with a tile of `m` activations, or with several.
+    pub(crate) fn multiplied_with(&self, m: u32, several: bool) {
+        let bit = 2 * m.ilog2() + u32::from(several);
+        self.tiles.fetch_or(1 << bit, Ordering::Relaxed);
     }
 
-    /// The tiles of activations that there were.
-    pub(crate) fn tiles_seen(&self) -> impl Iterator<Item = u32> {
+    /// The tiles of activations that there were, each with whether there were several.
+    pub(crate) fn tiles_seen(&self) -> impl Iterator<Item = (u32, bool)> {
         let seen = self.tiles.load(Ordering::Relaxed);
-        (0..u32::BITS).map(|bit| 1 << bit).filter(move |m| seen & m != 0)
+        (0..u32::BITS).filter(move |bit| seen >> bit & 1 == 1).map(|bit| (1 << (bit / 2), bit % 2 == 1))
     }
 
     fn compile(&self, permutation: &Permutation, source: String) -> Pipeline {

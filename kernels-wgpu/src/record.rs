@@ -12,6 +12,9 @@ use core::ops::Range;
 
 /// Rows of a thread's tile.
 const TILE_ROWS: u32 = 8;
+/// Rows of one that multiplies f32 values with a single activation: what eight rows begin with often falls
+/// into the same lines of a processor's cache.
+const WIDE_ROWS: u32 = 4;
 /// Rows of one that multiplies `trellis` paths with a single activation, in matrices of so many rows at
 /// least: such a tile has whole words of each path, which smaller ones read several times. The tallest
 /// suits tables that give several rows at a look.
@@ -199,28 +202,36 @@ impl Kernels {
             x_tile: product("tile", &[activations.padded.into(), m.into()])? / 4,
             ..params(node)
         };
-        self.multiplied_with(m);
+        self.multiplied_with(m, batch > m);
         let x = Bound::all(activations.held()?);
         if node.reader != Reader::Quads {
             let groups = [node.rows.div_ceil(WIDTH), batch, 1];
             let first = [x, output.bound];
-            let permutation = self.multiplication(node, 1, m, 0);
+            let permutation = self.multiplication(node, 1, m, false, 0);
             return self.dispatch_terms(pass, permutation, &mut params, nodes, &first, groups);
         }
         let vectors = activations.uniform_vectors(self);
         let x = if vectors > 0 { Bound { bytes: u64::from(vectors) * 16, ..x } } else { x };
         let (tile_rows, width) = self.tile_rows(node, m);
-        let tiles = node.rows.div_ceil(tile_rows);
-        let across = if self.tuning().lanes > 1 { tiles } else { tiles.div_ceil(width) };
-        let groups = [across.min(GROUPS_MAX), batch.div_ceil(m), across.div_ceil(GROUPS_MAX)];
+        let down = node.rows.div_ceil(tile_rows);
+        let across = if self.tuning().lanes > 1 { down } else { down.div_ceil(width) };
         let terms = if nodes.len() > 1 { TERMS } else { 1 };
-        let permutation = self.multiplication(node, terms, m, vectors);
+        let permutation = self.multiplication(node, terms, m, batch > m, vectors);
+        let at_once = if permutation.number("TILES") > 1 { 2 * m } else { m };
+        let groups = [across.min(GROUPS_MAX), batch.div_ceil(at_once), across.div_ceil(GROUPS_MAX)];
         self.dispatch_terms(pass, permutation, &mut params, nodes, &[x, output.bound], groups)
     }
 
-    /// The kernel that multiplies `terms` terms like `node` with tiles of `m` activations.
-    /// `vectors` are those of [`Activations::uniform_vectors`].
-    fn multiplication(&self, node: &Node, terms: usize, m: u32, vectors: u32) -> Permutation {
+    /// The kernel that multiplies `terms` terms like `node` with a tile of `m` activations, or with several
+    /// tiles. `vectors` are those of [`Activations::uniform_vectors`].
+    fn multiplication(
+        &self,
+        node: &Node,
+        terms: usize,
+        m: u32,
+        several: bool,
+        vectors: u32,
+    ) -> Permutation {
         if node.reader != Reader::Quads {
             let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
             return permutation("sparse", node, terms, &numbers);
@@ -231,10 +242,11 @@ impl Kernels {
         let sums = self.subgroups().map_or(lanes, |(least, _)| lanes.div_ceil(least));
         let tall = tile_rows > TILE_ROWS;
         let asks = tall && self.subgroups().is_some();
-        let shares = self.shares(m);
+        let shares = self.subgroup_size();
         let within = asks || shares.is_some() || lanes > 1 && self.subgroups().is_some();
         let numbers = [
             ("SUBGROUPS", within.into()),
+            ("TILES", 1),
             ("SHARES", shares.unwrap_or(0).into()),
             ("SUMS", sums.into()),
             ("EAGER", (tall && tile_rows < TALLEST).into()),
@@ -247,6 +259,10 @@ impl Kernels {
             ("WIDTH", if lanes > 1 { lanes } else { width }.into()),
         ];
         let mut permutation = permutation("multiply", node, terms, &numbers);
+        // What several terms come to is worth more products.
+        if several && shares.is_some() && permutation.number("FUSED") == 1 {
+            permutation.set("TILES", 2);
+        }
         if hashed {
             permutation.set("LUT", 4);
             permutation.set("ENTRIES", 4 * HASHED_THREADS as i64);
@@ -254,18 +270,18 @@ impl Kernels {
         permutation
     }
 
-    /// Threads that read tiles of `m` activations for each other, where some do.
-    fn shares(&self, m: u32) -> Option<u32> {
-        self.subgroup_size().filter(|_| m > 1)
-    }
-
     /// Rows of a thread's tile for tiles of `m` activations, and the threads of a workgroup of those that
     /// share nothing.
     fn tile_rows(&self, node: &Node, m: u32) -> (u32, u32) {
         let Tuning { lanes, width } = self.tuning();
+        let shares = self.subgroup_size().unwrap_or(1);
+        let width = width.next_multiple_of(shares);
         let number = |name: &str| node.numbers.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
+        if m == 1 && lanes == 1 && number("KIND") == 1 {
+            return (WIDE_ROWS, width);
+        }
         if m > 1 || lanes > 1 || number("WAY") != 1 || number("GROUP") != 0 {
-            return (TILE_ROWS, width.next_multiple_of(self.shares(m).unwrap_or(1)));
+            return (TILE_ROWS, width);
         }
         let (path, extent) = (node.term.a, node.term.e);
         let at_once = number("AT_ONCE") > 1 && node.hashed.is_none();
@@ -277,18 +293,18 @@ impl Kernels {
             node.rows >= *rows && whole && (path >= extent || path.is_multiple_of(*tile))
         };
         let subgroup = self.subgroup_width().filter(|_| node.hashed.is_some()).unwrap_or(1);
-        let path_width = PATH_WIDTH.max(subgroup);
+        let path_width = PATH_WIDTH.max(subgroup).next_multiple_of(shares);
         PATH_TILES.iter().find(fits).map_or((TILE_ROWS, width), |(_, tile)| (*tile, path_width))
     }
 
     /// Compiles what will multiply with `node`, alone and beside others, and with as many activations as
     /// there have been: products after a change of budget do not wait for a compiler.
     pub(crate) fn compile_ahead(&self, node: &Node) -> Result<()> {
-        for m in self.tiles_seen() {
+        for (m, several) in self.tiles_seen() {
             let vectors = uniform_vectors(self, m, node.first_col.saturating_add(node.cols));
             let all: &[usize] = if node.reader == Reader::Quads { &[1, TERMS] } else { &[1] };
             for terms in all {
-                self.pipeline(self.multiplication(node, *terms, m, vectors))?;
+                self.pipeline(self.multiplication(node, *terms, m, several, vectors))?;
             }
             self.pipeline(Permutation { kernel: "fill", numbers: vec![("WIDTH", WIDTH.into())] })?;
         }

@@ -243,9 +243,11 @@ impl Activations {
 }
 
 /// See [`Activations::uniform_vectors`]. Threads that have their rows for themselves read the same elements at
-/// a time, and a processor that runs shaders reads uniform buffers without a check for each thread.
+/// a time, and a processor that runs shaders reads uniform buffers without a check for each thread. Where
+/// threads of a subgroup read for each other, they need none.
 pub(crate) fn uniform_vectors(kernels: &Kernels, tile: u32, elements: u32) -> u32 {
-    let fits = tile == 1 && kernels.tuning().lanes == 1 && elements / 4 <= UNIFORM_VECTORS;
+    let alone = kernels.tuning().lanes == 1 && kernels.subgroup_size().is_none();
+    let fits = tile == 1 && alone && elements / 4 <= UNIFORM_VECTORS;
     if fits { UNIFORM_VECTORS } else { 0 }
 }
 

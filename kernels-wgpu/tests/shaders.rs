@@ -51,6 +51,7 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
     for name in ["EAGER", "ASKS", "SHARES"] {
         numbers.entry(name.into()).or_insert(0);
     }
+    numbers.entry("TILES".into()).or_insert(1);
     let list: Vec<(&str, i64)> = numbers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     let source = cmf_kernels_wgpu::wgsl(kernel, &list).map_err(|e| format!("{kernel} {list:?}: {e}"))?;
     let module = naga::front::wgsl::parse_str(&source)

@@ -10,6 +10,7 @@
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 // EAGER: 1 if a row of four columns is multiplied as soon as the encoding says that it has it: the rows of a
 // tall tile do not fit into registers.
+// TILES: tiles of activations of a thread, more than 1 only with M > 1 and SHARES.
 // LOOK: quads of a step that a look at shared activations is for.
 #let LOOK = 1
 #if SHARES > M && SHARES / M <= QUADS
@@ -32,8 +33,10 @@ part${r} += dot(w${r}, xs);
 // A look at the activations of as many quads as the threads of a subgroup have, from this one on.
 #def look
 #if q % LOOK == 0
+#for l in 0..TILES
 #for k in 0..(M + SHARES - 1) / SHARES
-let seen${q}_${k} = x[tile + (p.first_col + step * ${QUADS * 4}u + ${q * 4}u) * ${PARTS}u + ${k * SHARES}u + invocation];
+let seen${q}_${l}_${k} = x[tile${l} + (p.first_col + step * ${QUADS * 4}u + ${q * 4}u) * ${PARTS}u + ${k * SHARES}u + invocation];
+#end
 #end
 #end
 #end
@@ -50,11 +53,11 @@ sum${r}_${h} += w${r}.${xyzw[i]} * x${i}_${h};
 #end
 #else
 // Activation by activation: there are more sums than registers.
-#for h in 0..PARTS
+#for h in 0..PARTS * TILES
 #for m in 0..4
 #for i in 0..4
-#let AT = q % LOOK * M + i * PARTS + h
-let x${i}_${h * 4 + m} = subgroupBroadcast(seen${q / LOOK * LOOK}_${AT / SHARES}.${xyzw[m]}, ${AT % SHARES}u);
+#let AT = q % LOOK * M + i * PARTS + h % PARTS
+let x${i}_${h * 4 + m} = subgroupBroadcast(seen${q / LOOK * LOOK}_${h / PARTS}_${AT / SHARES}.${xyzw[m]}, ${AT % SHARES}u);
 #end
 #for r in 0..R
 #for i in 0..4
@@ -97,9 +100,17 @@ fn main(
 #if LANES > 1 || SUBGROUPS == 0
   if row0 >= p.rows { return; }
 #end
+#if TILES == 1
   let tile = group.y * p.x_tile;
+  let tile0 = tile;
+#else
+  // One past the last does what that does, and is not written.
+#for l in 0..TILES
+  let tile${l} = min(group.y * ${TILES}u + ${l}u, (p.batch - 1u) / ${M}u) * p.x_tile;
+#end
+#end
 #for r in 0..R
-#for h in 0..PARTS
+#for h in 0..PARTS * TILES
 #if M == 1
   var sum${r}_${h} = 0.0;
 #else
@@ -149,6 +160,9 @@ fn main(
     var part${r} = 0.0;
 #end
 #end
+#if M == 1 && SHARES > 0
+    var seen = vec4<f32>(0.0);
+#end
     for (var step = lane; step < p.steps; step += ${LANES}u) {
 #use load
 #if M == 1 && FACTOR == 2
@@ -157,13 +171,29 @@ fn main(
 #end
 #end
 #for q in 0..QUADS
-#if SHARES > 0
+#if SHARES > 0 && M > 1
 #use look
+#end
+#if SHARES > 0 && M == 1
+#if q % SHARES == 0
+#if SHARES > QUADS
+      if step % ${SHARES / QUADS}u == 0u
+#end
+      { seen = x[tile + (p.first_col >> 2u) + step * ${QUADS}u + ${q}u + invocation]; }
+#end
 #end
       {
         let column = step * ${QUADS * 4}u + ${q * 4}u;
-#if M == 1
+#if M == 1 && SHARES == 0
         let xs = x[tile + ((p.first_col + column) >> 2u)];
+#end
+#if M == 1 && SHARES > 0 && SHARES <= QUADS
+#let FROM = q % SHARES
+        let xs = vec4<f32>(subgroupBroadcast(seen.x, ${FROM}u), subgroupBroadcast(seen.y, ${FROM}u), subgroupBroadcast(seen.z, ${FROM}u), subgroupBroadcast(seen.w, ${FROM}u));
+#end
+#if M == 1 && SHARES > QUADS
+        let from_ = (step * ${QUADS}u + ${q}u) % ${SHARES}u;
+        let xs = vec4<f32>(subgroupShuffle(seen.x, from_), subgroupShuffle(seen.y, from_), subgroupShuffle(seen.z, from_), subgroupShuffle(seen.w, from_));
 #end
 #use quad
 #if TAIL == 1
@@ -246,9 +276,9 @@ fn main(
 #if SUBGROUPS > 0
   if row0 != tile_row { return; }
 #end
-#for m in 0..M
-  if group.y * ${M}u + ${m}u < p.batch {
-    let at = p.out_at + (group.y * ${M}u + ${m}u) * p.out_stride + p.first_row + row0;
+#for m in 0..M * TILES
+  if group.y * ${M * TILES}u + ${m}u < p.batch {
+    let at = p.out_at + (group.y * ${M * TILES}u + ${m}u) * p.out_stride + p.first_row + row0;
 #for r in 0..R
     if row0 + ${r}u < p.rows {
 #if M == 1
