@@ -224,14 +224,7 @@ impl Kernels {
 
     /// The kernel that multiplies `terms` terms like `node` with a tile of `m` activations, or with several
     /// tiles. `vectors` are those of [`Activations::uniform_vectors`].
-    fn multiplication(
-        &self,
-        node: &Node,
-        terms: usize,
-        m: u32,
-        several: bool,
-        vectors: u32,
-    ) -> Permutation {
+    fn multiplication(&self, node: &Node, terms: usize, m: u32, several: bool, vectors: u32) -> Permutation {
         if node.reader != Reader::Quads {
             let numbers = [("MULTIPLY", 1), ("M", m.into()), ("WIDTH", WIDTH.into())];
             return permutation("sparse", node, terms, &numbers);

@@ -6,7 +6,7 @@
 // wants `enable subgroups;` before this text then. SUMS: subgroups of a workgroup at most, or its threads.
 // X_VECTORS: of the activations, if they are in a uniform buffer.
 // SHARES: if not 0, threads of each subgroup, which read different activations and tell each other: where
-// threads read one by one, a look then serves many products. For M > 1 and LANES 1, with SUBGROUPS 1.
+// threads read one by one, a look then serves many products. With LANES 1 and SUBGROUPS 1.
 // FACTOR: 0 none, 1 a row's values share one, 2 a row's values of a step do. It is `f` of the encoding.
 // EAGER: 1 if a row of four columns is multiplied as soon as the encoding says that it has it: the rows of a
 // tall tile do not fit into registers.

@@ -128,6 +128,11 @@ pub(crate) fn check_eights(bed: &Bed, name: &str, nodes: &[Arc<NodeData>], near:
     compare_with_reference(bed, name, nodes, near, [&[5], &[5]])
 }
 
+/// [`check`], in several tiles of 8 and of 16 activations, by one thread a row and by several.
+pub(crate) fn check_many(bed: &Bed, name: &str, nodes: &[Arc<NodeData>], near: Near) -> TestResult {
+    compare_with_reference(bed, name, nodes, near, [&[3, 40, 47], &[21]])
+}
+
 /// Batches are those of each kernels of the bed.
 fn compare_with_reference(
     bed: &Bed,
@@ -266,7 +271,8 @@ impl Case<'_> {
         let (rows, cols) = (self.matrix.rows() as usize, self.matrix.cols() as usize);
         let x = Random::new(batch as u64).values(batch * cols);
         // Rows start in the middle of a buffer.
-        let offset = 5;
+        // Activations are read four by four where they begin at a multiple of four elements.
+        let offset = if batch.is_multiple_of(2) { 8 } else { 5 };
         let x_buffer = self.context.upload(&[vec![f32::NAN; offset], x.clone()].concat())?;
         let y_buffer = self.context.upload(&vec![f32::NAN; offset + batch * rows])?;
         let from = Rows { buffer: &x_buffer, offset_bytes: offset as u64 * 4, stride: cols as u32 };

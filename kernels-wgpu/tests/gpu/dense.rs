@@ -1,6 +1,6 @@
 //! `dense` and `lossless`.
 
-use crate::common::{Near, Random, TestResult, bed, check, check_tiles, dense_node};
+use crate::common::{Near, Random, TestResult, bed, check, check_many, check_tiles, dense_node};
 use cmf_format::DType;
 use cmf_format::encoding::lossless;
 use std::sync::Arc;
@@ -28,7 +28,9 @@ fn lossless_is_decoded_at_upload() -> TestResult {
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         let values = Random::new(2).values(11 * 40);
         let node = lossless::pack(dtype, 11, 40, &dtype.encode(&values)?)?;
-        check_tiles(&bed, dtype.name(), &[Arc::new(node)], Near::Exact)?;
+        let node = [Arc::new(node)];
+        check_tiles(&bed, dtype.name(), &node, Near::Exact)?;
+        check_many(&bed, &format!("{}, several tiles", dtype.name()), &node, Near::Exact)?;
     }
     Ok(())
 }

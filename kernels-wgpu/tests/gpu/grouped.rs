@@ -1,6 +1,6 @@
 //! `grouped`.
 
-use crate::common::{Bed, Near, Random, TestResult, bed, check, check_tiles, dense_node, scales};
+use crate::common::{Bed, Near, Random, TestResult, bed, check, check_many, check_tiles, dense_node, scales};
 use cmf_format::encoding::grouped::{
     Children, CodeMap, Descriptor, Minifloat, ScaleOp, ZeroOp, groups, pack,
 };
@@ -71,6 +71,7 @@ fn every_width_decodes_at_any_shape() -> TestResult {
         Form { bits, ..PLAIN }.check(&bed, &format!("{bits} bits"))?;
     }
     let node = Arc::new(PLAIN.node()?);
+    check_many(&bed, "4 bits, several tiles", std::slice::from_ref(&node), Near::Exact)?;
     check_tiles(&bed, "4 bits, tiles", &[Arc::clone(&node), node], Near::Exact)?;
     for (bits, shape) in [(3, (8, 67)), (3, (3, 1)), (4, (9, 100))] {
         Form { bits, shape, ..PLAIN }.check(&bed, &format!("{bits} bits, {shape:?}"))?;

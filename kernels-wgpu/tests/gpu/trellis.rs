@@ -1,7 +1,7 @@
 //! `trellis`.
 
 use crate::common::{
-    Near, Random, TestResult, bare_bed, bed, check, check_eights, check_tiles, context, scales,
+    Near, Random, TestResult, bare_bed, bed, check, check_eights, check_many, check_tiles, context, scales,
 };
 use cmf_format::encoding::dense;
 use cmf_format::encoding::grouped::groups;
@@ -104,6 +104,7 @@ fn five_planes_add_up() -> TestResult {
     }
     check_tiles(&bed, "planes in tiles", &planes, Near::Exact)?;
     check_eights(&bed, "planes in tiles of 8", &planes, Near::Exact)?;
+    check_many(&bed, "planes in several tiles", &planes, Near::Exact)?;
     Ok(())
 }
 
