@@ -20,35 +20,44 @@ pub(crate) fn fmt(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Clippy with warnings denied: everything with all features at once, then each crate that has
-/// features alone and without them, then the fuzz crate. Tests run with the default ones.
+/// Clippy with warnings denied: everything with all features at once, then the crates that have features
+/// without them, then the fuzz crate. Tests run with the default ones.
 pub(crate) fn clippy(root: &Path) -> Result<()> {
     let clippy = |args: &[&str]| {
         Cmd::cargo(root).args(["clippy", "--locked"]).args(args).args(["--", "-D", "warnings"]).run()
     };
     clippy(&["--workspace", "--all-targets", "--all-features"])?;
-    for package in packages_with_features(root)? {
-        // Without tests: what those depend on would be compiled anew for each crate.
-        clippy(&["-p", &package, "--no-default-features"])?;
+    // Each set of packages has its own features of what it depends on, which is compiled anew: two sets.
+    for packages in packages_with_features(root)?.iter().filter(|packages| !packages.is_empty()) {
+        let packages = packages.iter().flat_map(|package| ["-p", package]);
+        clippy(&packages.chain(["--no-default-features"]).collect::<Vec<_>>())?;
     }
     if root.join(FUZZ_MANIFEST).exists() {
-        clippy(&["--all-targets", "--manifest-path", FUZZ_MANIFEST])?;
+        clippy(&["--all-targets", "--manifest-path", FUZZ_MANIFEST, "--target-dir", "target"])?;
     }
     Ok(())
 }
 
-/// Names of the workspace's packages that declare at least one feature.
-fn packages_with_features(root: &Path) -> Result<Vec<String>> {
+/// Names of the workspace's packages that declare at least one feature: those of which another package wants
+/// a feature, then the others.
+fn packages_with_features(root: &Path) -> Result<[Vec<String>; 2]> {
     let text =
         Cmd::cargo(root).args(["metadata", "--locked", "--no-deps", "--format-version", "1"]).output()?;
     let metadata: serde_json::Value = serde_json::from_str(&text).context("cargo metadata")?;
     let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
-    let with_features = packages
-        .iter()
-        .filter(|package| package["features"].as_object().is_some_and(|features| !features.is_empty()));
-    with_features
-        .map(|package| package["name"].as_str().map(str::to_owned).context("package has no name"))
-        .collect()
+    let wanted = |name: &str| {
+        let dependencies = packages.iter().filter_map(|package| package["dependencies"].as_array()).flatten();
+        let mut of_name = dependencies.filter(|dependency| dependency["name"] == name);
+        of_name.any(|dependency| dependency["features"].as_array().is_some_and(|wanted| !wanted.is_empty()))
+    };
+    let mut sets = [Vec::new(), Vec::new()];
+    for package in packages {
+        let name = package["name"].as_str().context("package has no name")?;
+        if package["features"].as_object().is_some_and(|features| !features.is_empty()) {
+            sets[usize::from(!wanted(name))].push(name.to_owned());
+        }
+    }
+    Ok(sets)
 }
 
 /// Rustdoc with warnings denied.
