@@ -3,6 +3,7 @@
 use crate::device::{ready, scoped};
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, own_memory};
+use crate::memory::DeviceMemory;
 use std::sync::{Arc, OnceLock};
 
 /// A device, its queue, and kernels on it.
@@ -100,6 +101,11 @@ impl Context {
     /// Whether the device's memory is that of the processor.
     pub fn shares_memory(&self) -> bool {
         own_memory(&self.device.adapter_info())
+    }
+
+    /// How much memory the device has, and has left; `None` where its driver does not say.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        DeviceMemory::of(&self.device)
     }
 
     /// Kernels on it.

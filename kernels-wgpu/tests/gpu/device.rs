@@ -1,8 +1,14 @@
 //! What a device refuses, and what a caller gets wrong.
 
 use crate::common::{Random, TestResult, context, dense_node};
+#[cfg(target_os = "linux")]
+use crate::layer::Layer;
 use cmf_format::DType;
-use cmf_kernels_wgpu::{Activations, Context, ErrorKind, GpuMatrix, Rows, Uploader, Workspace};
+use cmf_kernels_wgpu::{
+    Activations, Context, DeviceMemory, ErrorKind, GpuMatrix, Rows, Uploader, Workspace, wgpu,
+};
+#[cfg(target_os = "linux")]
+use std::{path::Path, process::Command};
 
 fn small(context: &Context) -> Result<GpuMatrix, Box<dyn std::error::Error>> {
     let kernels = context.kernels();
@@ -64,6 +70,59 @@ fn memory_that_is_not_there_is_an_error() -> TestResult {
     let Some(context) = context()? else { return Ok(()) };
     let error = context.buffer(usize::MAX / 8).map_err(|e| e.kind());
     assert_eq!(error.err(), Some(ErrorKind::Limit));
+    Ok(())
+}
+
+#[test]
+fn a_driver_that_says_what_memory_is_left_is_believed_within_its_heap() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    let Some(memory) = context.memory() else {
+        eprintln!("SKIPPED: the driver says nothing");
+        return Ok(());
+    };
+    assert!(memory.heap_bytes > 1 << 26 && memory.budget_bytes <= memory.heap_bytes, "{memory:?}");
+    assert!(memory.used_bytes <= memory.heap_bytes, "{memory:?}");
+    assert_eq!(memory.is_main_memory, context.shares_memory());
+    Ok(())
+}
+
+/// Figures that are made up come from below the loader: see `layer/mod.rs`.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_what_the_driver_says() -> TestResult {
+    let Some(figures) = std::env::var_os("CMF_LAYER_MEMORY") else {
+        if context()?.is_none() {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir()?;
+        let layer = Layer::new(Path::new("tests"), folder.path())?;
+        let mut same = Command::new(std::env::current_exe()?);
+        same.args(["--exact", "device::memory_is_what_the_driver_says"]);
+        let output = layer.use_in(&mut same, true).output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return Ok(());
+    };
+    let context = context()?.ok_or("no device")?;
+    let figures = |text| std::fs::write(&figures, text);
+    figures("5000 300")?;
+    let memory = context.memory().ok_or("the driver says nothing")?;
+    assert!(memory.heap_bytes > 1 << 28 && !memory.is_main_memory, "{memory:?}");
+    assert_eq!((memory.budget_bytes, memory.used_bytes), (5000, 300));
+    figures("4000 200")?;
+    // Of a device that somebody else has opened too.
+    let opened = Context::with_features(&Context::adapter()?, wgpu::Features::empty())?;
+    let memory = DeviceMemory::of(opened.device()).ok_or("the driver says nothing")?;
+    assert_eq!((memory.budget_bytes, memory.used_bytes), (4000, 200));
+    // A hole that a buffer leaves in a block is what the next one takes.
+    let buffers = [1 << 16, 1 << 20].map(|elements| context.buffer(elements));
+    let [kept, gone] = buffers;
+    let (kept, gone) = (kept?, gone?);
+    let before = context.memory().ok_or("the driver says nothing")?;
+    drop(gone);
+    context.wait()?;
+    let after = context.memory().ok_or("the driver says nothing")?;
+    assert!(after.free_bytes >= before.free_bytes + (4 << 20), "{before:?}, then {after:?}");
+    drop(kept);
     Ok(())
 }
 

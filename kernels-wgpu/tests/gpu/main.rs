@@ -6,6 +6,9 @@ mod dense;
 mod device;
 mod factors;
 mod grouped;
+#[cfg(target_os = "linux")]
+#[path = "../layer/mod.rs"]
+mod layer;
 mod limits;
 mod matrices;
 mod sparse;
