@@ -24,7 +24,12 @@
 //!
 //! What is read: the memory that the system has left and the limits of the control groups that the
 //! process is in, `memory.high` among them; and the share of time in which something waits for
-//! memory (PSI, `/proc/pressure/memory`, or that of the group).
+//! memory (PSI, `/proc/pressure/memory`, or that of the group). [`Pressure::follow_both`] also follows a device's
+//! memory, of which somebody else says what is left, as `cmf_kernels_wgpu::DeviceMemory` does.
+
+mod both;
+
+pub use both::{DeviceBudget, DeviceReading, Following, Steerings, Step};
 
 use super::Resident;
 use crate::open::Backend;
@@ -81,9 +86,14 @@ impl Steering {
     /// an eighth a look. It follows what is left down when that is less by a sixteenth, and up
     /// when it is more by an eighth and nothing has waited for some looks.
     pub fn next(&mut self, reading: &Reading) -> Option<u64> {
+        let goal = (reading.room_bytes as f64 * self.pressure.share) as u64;
+        self.toward(goal, reading.stalled_percent)
+    }
+
+    /// The new budget when it should be `goal` and something waits for so much of the time.
+    fn toward(&mut self, mut goal: u64, stalled_percent: f64) -> Option<u64> {
         let budget = self.budget_bytes;
-        let mut goal = (reading.room_bytes as f64 * self.pressure.share) as u64;
-        if reading.stalled_percent >= self.pressure.stalled_percent {
+        if stalled_percent >= self.pressure.stalled_percent {
             self.calm = 0;
             goal = goal.min(budget.saturating_sub(budget / 8));
         } else {
