@@ -3,6 +3,9 @@
 #![cfg(feature = "models")]
 
 mod common;
+#[cfg(all(feature = "gpu", target_os = "linux"))]
+#[path = "../../kernels-wgpu/tests/layer/mod.rs"]
+mod layer;
 #[cfg(feature = "gpu")]
 #[path = "../../sources/tests/server/mod.rs"]
 #[allow(dead_code, reason = "its other answers are for the tests of the crate")]
@@ -170,6 +173,106 @@ terms = [
         let most = answer(&place, "m.cmf", &["--device", "gpu"])?;
         let auto = answer(&place, "m.cmf", &["--device", "gpu", "--budget", "auto"])?;
         assert_eq!((&auto["text"], &auto["device_bytes"]), (&most["text"], &most["device_bytes"]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_budget_of_a_device_follows_main_memory_where_that_is_its_memory() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let most = answer(&place, "m.cmf", &["--device", "gpu"])?;
+        for more in [&["--device-budget", "auto"][..], &["--device-budget", "auto", "--budget", "auto"]] {
+            let auto = answer(&place, "m.cmf", &[&["--device", "gpu"], more].concat())?;
+            assert_eq!(
+                (&auto["text"], &auto["device_bytes"]),
+                (&most["text"], &most["device_bytes"]),
+                "{more:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// A conversation whose child and lines stay open.
+    #[cfg(target_os = "linux")]
+    struct Talk {
+        child: std::process::Child,
+        input: std::process::ChildStdin,
+        lines: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+    }
+
+    #[cfg(target_os = "linux")]
+    impl Talk {
+        fn begin(command: &mut std::process::Command) -> Outcome<Self> {
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let input = child.stdin.take().ok_or("no input")?;
+            let lines = std::io::BufReader::new(child.stdout.take().ok_or("no output")?);
+            Ok(Self { child, input, lines: std::io::BufRead::lines(lines) })
+        }
+
+        /// What it says of an answer.
+        fn ask(&mut self) -> Outcome<Value> {
+            writeln!(self.input, "w1 w2 w3")?;
+            loop {
+                let line = self.lines.next().ok_or("it ended")??;
+                let value: Value = serde_json::from_str(&line)?;
+                if value["schema"] == 1 {
+                    return Ok(value);
+                }
+            }
+        }
+
+        /// Asks until the answer is as `wanted` says.
+        fn ask_until(&mut self, wanted: impl Fn(&Value) -> bool) -> Outcome<Value> {
+            let began = std::time::Instant::now();
+            loop {
+                let answer = self.ask()?;
+                if wanted(&answer) {
+                    return Ok(answer);
+                }
+                if began.elapsed().as_secs() > 60 {
+                    return Err(format!("{answer}").into());
+                }
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_budget_of_a_device_follows_what_others_leave_of_its_memory() -> Outcome {
+        let Some(place) = model()? else { return Ok(()) };
+        let layer = layer::Layer::new("../kernels-wgpu/tests".as_ref(), &place.path(""))?;
+        let cpu = answer(&place, "m.cmf", &[])?;
+        let whole =
+            answer(&place, "m.cmf", &["--device", "gpu"])?["device_bytes"].as_u64().ok_or("no device")?;
+        for budget in ["max", "auto"] {
+            layer.set(4 * whole, 0)?;
+            let args = ["run", "m.cmf", "--raw", "--json", "-n", "4", "--quiet", "--budget", budget];
+            let mut command =
+                place.command(&[&args[..], &["--device", "gpu", "--device-budget", "auto"]].concat());
+            let mut talk = Talk::begin(layer.use_in(&mut command, true))?;
+            assert_eq!(talk.ask()?["device_bytes"], whole);
+            // Others take most of it, then all.
+            for room in [whole / 2, 0] {
+                layer.set(room, 0)?;
+                let found = talk.ask_until(|found| found["device_bytes"].as_u64() <= Some(room * 3 / 4))?;
+                assert_eq!(
+                    (&found["text"], &found["resident_bytes"]),
+                    (&cpu["text"], &cpu["resident_bytes"])
+                );
+            }
+            assert_eq!(talk.ask()?["held_bytes"], cpu["held_bytes"]);
+            // They leave it.
+            layer.set(4 * whole, 0)?;
+            let found = talk.ask_until(|found| found["device_bytes"] == whole)?;
+            assert_eq!((&found["text"], &found["resident_bytes"]), (&cpu["text"], &cpu["resident_bytes"]));
+            drop(talk.input);
+            assert!(talk.child.wait()?.success());
+        }
+        layer.be_silent()?;
+        let args = ["run", "m.cmf", "--raw", "-p", "w1", "--device", "gpu", "--device-budget", "auto"];
+        let output = layer.use_in(&mut place.command(&args), true).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("does not say how much memory is left"), "{said}");
         Ok(())
     }
 

@@ -157,12 +157,13 @@ unsafe fn link(mut next: *mut Base, kind: u32) -> *mut Link {
     panic!("no link of the loader")
 }
 
-/// Two numbers, the budget and what is used, of the file that `CMF_LAYER_MEMORY` names.
-fn figures() -> [u64; 2] {
+/// Two numbers, the budget and what is used, of the file that `CMF_LAYER_MEMORY` names; `None` when it has none, and
+/// there is no such extension.
+fn figures() -> Option<[u64; 2]> {
     let path = std::env::var_os("CMF_LAYER_MEMORY").expect("CMF_LAYER_MEMORY");
     let text = std::fs::read_to_string(path).expect("figures");
     let mut numbers = text.split_whitespace().map(|number| number.parse().expect("a number"));
-    [(); 2].map(|()| numbers.next().expect("two numbers"))
+    numbers.next().map(|budget| [budget, numbers.next().expect("two numbers")])
 }
 
 fn set_type(properties: &mut Properties) {
@@ -258,7 +259,7 @@ unsafe extern "system" fn extensions(
     into: *mut Extension,
 ) -> i32 {
     let list = below().expect("an instance").extensions;
-    if !layer.is_null() {
+    if !layer.is_null() || figures().is_none() {
         return unsafe { list(physical, layer, count, into) };
     }
     let mut number = 0;
@@ -281,7 +282,7 @@ unsafe extern "system" fn memory(physical: Handle, into: *mut Base) {
     while !next.is_null() {
         if unsafe { (*next).kind } == MEMORY_BUDGET {
             let budget = unsafe { &mut *next.cast::<Budget>() };
-            [budget.budget[0], budget.used[0]] = figures();
+            [budget.budget[0], budget.used[0]] = figures().unwrap_or_default();
         }
         next = unsafe { (*next).next };
     }

@@ -1,5 +1,6 @@
 //! `cmf run`
 
+mod following;
 mod memory;
 mod picture;
 mod session;
@@ -18,9 +19,9 @@ use cmf_candle::packed::PackedModel;
 use cmf_candle::sample::{Sampler, Sampling};
 use cmf_candle::weights::Weights;
 use cmf_candle::{Card, cut};
-use cmf_loader::resident::pressure::{Pressure, Steering};
 use cmf_loader::resident::{Resident, ResidentOptions, WantOf};
 use cmf_loader::{Budget, Model, Want};
+use following::Following;
 use picture::Picture;
 use session::{Session, message};
 use std::io::BufRead;
@@ -194,6 +195,7 @@ fn talk(
     let session = Session {
         args,
         moving: &moving,
+        gpu,
         text: card.text()?,
         card,
         picture: picture.as_ref(),
@@ -203,10 +205,11 @@ fn talk(
         messages: system.collect(),
     };
     let done = AtomicBool::new(false);
+    let following = Following::of(&args.budget, gpu);
     std::thread::scope(|scope| {
         let mut helpers = Vec::new();
-        if args.budget.trim() == "auto" {
-            helpers.push(scope.spawn(|| follow(&moving, gpu, &done)));
+        if let Some(following) = &following {
+            helpers.push(scope.spawn(|| following.follow(&moving, &done)));
         }
         if let Some(picture) = &picture {
             helpers.push(scope.spawn(|| picture.draw(&moving, &done)));
@@ -221,31 +224,6 @@ fn talk(
             helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|_| bail!("a thread panicked")));
         helped.fold(result, |result, helped| result.and(helped))
     })
-}
-
-/// Budgets that follow the memory that the system has left.
-fn follow(moving: &Moving<'_>, gpu: Option<&Gpu>, done: &AtomicBool) -> anyhow::Result<()> {
-    let pressure = Pressure::default();
-    let Some(gpu) = gpu else {
-        return pressure.follow(moving.resident(), done, |budget| {
-            moving.set_budget(budget)?;
-            Ok(())
-        });
-    };
-    // What a device has in main memory is this process's own, and a smaller budget gives it back.
-    let resident = moving.resident();
-    let (least, most) = (resident.least_bytes(), resident.most_bytes()?);
-    let mut steering = Steering::new(pressure, moving.status().budget_bytes);
-    while !done.load(Ordering::Relaxed) {
-        let mut reading = Pressure::read(gpu.owned_bytes(moving))?;
-        // What is more than the model takes makes no difference.
-        reading.room_bytes = reading.room_bytes.min((most as f64 / pressure.share).ceil() as u64);
-        if let Some(bytes) = steering.next(&reading) {
-            moving.set_budget(Budget::Bytes(bytes.clamp(least, most)))?;
-        }
-        std::thread::park_timeout(pressure.period);
-    }
-    Ok(())
 }
 
 /// Answers the prompt, or line by line what comes on standard input.

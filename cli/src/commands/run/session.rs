@@ -4,8 +4,10 @@ use super::Args;
 use super::memory::{mapped_bytes, process_bytes};
 use super::picture::Picture;
 use crate::commands::arrivals::Arrivals;
+use crate::device::Gpu;
 use crate::experts::{Held, OnDemand};
 use crate::print;
+use anyhow::Context;
 use cmf_candle::chat::Message;
 use cmf_candle::generate::{Generator, Stream};
 use cmf_candle::moving::Moving;
@@ -59,6 +61,7 @@ struct Summary {
 pub(super) struct Session<'s, 'm> {
     pub(super) args: &'s Args,
     pub(super) moving: &'s Moving<'m>,
+    pub(super) gpu: Option<&'s Gpu>,
     pub(super) text: &'s Text,
     pub(super) card: &'s Card,
     pub(super) picture: Option<&'s Picture<'s>>,
@@ -87,14 +90,14 @@ impl Session<'_, '_> {
     }
 
     pub(super) fn set_device_budget(&self, budget: &str) -> anyhow::Result<()> {
-        let changed = crate::size::parse(budget).map_err(anyhow::Error::msg).and_then(|bytes| {
-            anyhow::ensure!(
-                self.moving.packed().device_bytes().is_some(),
-                "/device-budget is for --device gpu"
-            );
-            Ok(self.moving.set_device_budget(bytes)?)
-        });
-        changed.or_else(|error| self.say(&format!("{error}\n")))
+        let change = || -> anyhow::Result<()> {
+            let (gpu, there) = self
+                .gpu
+                .zip(self.moving.packed().device_bytes())
+                .context("/device-budget is for --device gpu")?;
+            Ok(self.moving.set_device_budget(gpu.bytes(budget, there)?)?)
+        };
+        change().or_else(|error| self.say(&format!("{error}\n")))
     }
 
     fn say(&self, text: &str) -> anyhow::Result<()> {
