@@ -50,8 +50,8 @@ pub enum Step {
 /// neither has more than it should in between.
 ///
 /// Where the device's memory is main memory, both have one room, the smaller of what the system and the driver say:
-/// the plan's budget is made of it, and the device may have as much of the plan. What the device has main memory gives
-/// back, so that no byte is promised twice.
+/// both budgets are made of it. What the device has of the plan main memory gives back, so that no byte is promised
+/// twice.
 ///
 /// Where the device has memory of its own, and a budget of its own, main memory's room is for what the device does not
 /// have: the plan's budget is that and what the device has in place of main memory.
@@ -83,40 +83,30 @@ impl Steerings {
     /// ([`Status::elsewhere_bytes`](crate::resident::Status::elsewhere_bytes)).
     pub fn next(&mut self, main: &Reading, device: &DeviceReading, elsewhere_bytes: u64) -> Vec<Step> {
         let share = |room: u64| (room as f64 * self.share) as u64;
-        let (follows, [least, most]) = (self.following, self.plan_bytes);
-        let device_follows = follows.device == DeviceBudget::Follows;
-        let plan_set = |bytes: u64| bytes.clamp(least, most.max(least));
-        if device.is_main_memory {
-            let room = device.room_bytes.unwrap_or(u64::MAX).min(main.room_bytes);
-            let room = if device_follows { room } else { main.room_bytes };
-            let (goal, stalled) = (share(room).min(most), main.stalled_percent);
-            let before = self.plan.budget_bytes;
-            if follows.plan {
-                let Some(bytes) = self.plan.toward(goal, stalled) else { return Vec::new() };
-                let bytes = plan_set(bytes);
-                return match (device_follows, bytes < before) {
-                    (false, _) => vec![Step::Plan(bytes)],
-                    (true, true) => vec![Step::Plan(bytes), Step::Device(bytes)],
-                    (true, false) => vec![Step::Device(bytes), Step::Plan(bytes)],
-                };
-            }
-            let bytes = device_follows.then(|| self.device.toward(goal, stalled)).flatten();
-            return bytes.into_iter().map(Step::Device).collect();
-        }
+        let (shared, [least, most]) = (device.is_main_memory, self.plan_bytes);
+        let device_follows = self.following.device == DeviceBudget::Follows;
+        let (room, stalled) = match shared {
+            true => (Some(device.room_bytes.unwrap_or(u64::MAX).min(main.room_bytes)), main.stalled_percent),
+            false => (device.room_bytes, 0.0),
+        };
         let device_before = self.device.budget_bytes;
-        // What is more than the device could ever have of the plan makes no difference.
-        let goal = device.room_bytes.map(|room| share(room).min(most.saturating_mul(2)));
-        let of_device = goal.filter(|_| device_follows).and_then(|goal| self.device.toward(goal, 0.0));
-        let of_plan = follows.plan.then(|| {
-            let there = match follows.device {
-                DeviceBudget::Plan => 0,
-                DeviceBudget::Fixed => elsewhere_bytes,
-                DeviceBudget::Follows => elsewhere_bytes.min(self.device.budget_bytes),
-            };
-            let goal = share(main.room_bytes).saturating_add(there).min(most);
-            self.plan.toward(goal, main.stalled_percent).map(plan_set)
-        });
-        let (of_plan, of_device) = (of_plan.flatten().map(Step::Plan), of_device.map(Step::Device));
+        let of_device =
+            room.filter(|_| device_follows).and_then(|room| self.device.toward(share(room), stalled));
+        let main_room = room.filter(|_| shared && device_follows).unwrap_or(main.room_bytes);
+        let there = match self.following.device {
+            _ if shared => 0,
+            DeviceBudget::Plan => 0,
+            DeviceBudget::Fixed => elsewhere_bytes,
+            DeviceBudget::Follows => elsewhere_bytes.min(self.device.budget_bytes),
+        };
+        // What is more than the model takes makes no difference.
+        let goal = share(main_room).saturating_add(there).min(most);
+        let of_plan = match self.following.plan {
+            true => self.plan.toward(goal, main.stalled_percent),
+            false => None,
+        };
+        let of_plan = of_plan.map(|bytes| Step::Plan(bytes.clamp(least, most.max(least))));
+        let of_device = of_device.map(Step::Device);
         // What leaves the device main memory must have: the plan becomes smaller before that does.
         match self.device.budget_bytes < device_before {
             true => of_plan.into_iter().chain(of_device).collect(),
@@ -243,7 +233,8 @@ mod tests {
             [Step::Plan(10), Step::Device(0)]
         );
         let most = both.next(&Reading { room_bytes: 1 << 40, ..MAIN }, &room(1 << 40), 0);
-        assert_eq!(most, [Step::Device(10_000), Step::Plan(5000)]);
-        assert!(both.next(&Reading { room_bytes: 1 << 41, ..MAIN }, &room(1 << 41), 0).is_empty());
+        assert_eq!(most, [Step::Device(1 << 39), Step::Plan(5000)]);
+        let more = both.next(&Reading { room_bytes: 1 << 41, ..MAIN }, &room(1 << 40), 0);
+        assert!(more.is_empty(), "all that there is, is in the plan: {more:?}");
     }
 }
