@@ -50,11 +50,9 @@ impl ExpertArgs {
         self.experts.as_deref().filter(|size| size.trim() != "all")
     }
 
-    /// That nothing is asked for which a file cannot do that is still coming.
-    pub(crate) fn check_coming(&self) -> anyhow::Result<()> {
-        let on_demand = self.set_aside().is_some() || self.expert_levels.is_some();
-        ensure!(!on_demand, "experts come on demand of a file that is all there: `cmf fetch` it first");
-        Ok(())
+    /// Whether anything is said about experts.
+    pub(crate) fn are_given(&self) -> bool {
+        self.experts.is_some() || self.expert_levels.is_some()
     }
 
     /// The experts of `model` that come when they are chosen, but for those that `pinned` takes; `None` for other
@@ -66,9 +64,8 @@ impl ExpertArgs {
         pinned: &dyn Fn(&str) -> bool,
     ) -> anyhow::Result<Option<OnDemand>> {
         if config.mixture.is_none() {
-            let given = self.experts.is_some() || self.expert_levels.is_some();
             ensure!(
-                !given,
+                !self.are_given(),
                 "--experts and --expert-levels are for mixtures of experts, which this model is not"
             );
             return Ok(None);
@@ -119,6 +116,11 @@ impl OnDemand {
             Budget::BitsPerWeight(_) => Budget::Bytes(model.schedule()?.budget_bytes(budget)),
             other => other,
         })
+    }
+
+    /// Bytes of the budget that are set aside for them.
+    pub(crate) fn aside_bytes(&self) -> u64 {
+        self.aside_bytes
     }
 
     /// What they take now.

@@ -189,28 +189,114 @@ fn other_models_have_no_experts() -> Outcome {
     Ok(())
 }
 
+/// Whether all that is in the cache is whole files.
+fn is_whole(place: &Place) -> Outcome<bool> {
+    let names: Vec<_> = std::fs::read_dir(place.path("cache"))?.collect::<Result<_, _>>()?;
+    Ok(names.iter().all(|entry| entry.path().extension().is_some_and(|e| e == "cmf")))
+}
+
 #[test]
-fn a_mixture_that_comes_holds_all_experts_and_then_some() -> Outcome {
+fn experts_come_from_a_server_when_they_are_chosen() -> Outcome {
+    for qwen in [false, true] {
+        let place = mixture(qwen)?;
+        let whole = place.read("m.cmf")?;
+        let (rest, aside) = parts(&place)?;
+        let budget = (rest + aside).to_string();
+        let server = Server::new(whole.clone(), |_, _| Answer::Good)?;
+        let args = ["--cache", "cache", "--budget", &budget];
+        let coming = answer(&place, &server.url, &args)?;
+        let local = answer(&place, "m.cmf", &["--budget", &budget])?;
+        // The last units of the plan may come after the last token.
+        let brought = number(&coming, &["experts", "brought"])?;
+        assert!(brought > 0 && number(&coming, &["held_bytes"])? <= budget.parse()?, "{coming}");
+        let first = server.sent();
+        assert!(!is_whole(&place)? && first < whole.len() as u64, "{first} of {}", whole.len());
+        // What has come does not come again, and with all of the plan the answer is that of the file.
+        let mut again = coming;
+        for _ in 0..20 {
+            if again["text"] == local["text"] {
+                break;
+            }
+            again = answer(&place, &server.url, &args)?;
+        }
+        assert_eq!(again["text"], local["text"]);
+        // Each time header and directory come, in the first 64 KiB.
+        let before = (server.sent(), server.requests());
+        assert_eq!(answer(&place, &server.url, &args)?["text"], local["text"]);
+        assert!(server.sent() - before.0 <= (64 << 10) && server.requests() - before.1 <= 2, "it is there");
+        // The rest comes without a budget.
+        while !is_whole(&place)? {
+            let coming = answer(&place, &server.url, &args[..2])?;
+            assert!(number(&coming, &["experts", "brought"])? > 0, "{coming}");
+        }
+        let name = std::fs::read_dir(place.path("cache"))?.next().ok_or("nothing")??.path();
+        assert!(std::fs::read(name)? == whole);
+        let there = answer(&place, &server.url, &args[..2])?;
+        assert_eq!(there["text"], answer(&place, "m.cmf", &[])?["text"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mixture_that_comes_may_hold_all_experts() -> Outcome {
     let place = mixture(true)?;
     let server = Server::new(place.read("m.cmf")?, |_, _| Answer::Good)?;
-    let cache = ["--cache", "cache"];
-    let refused =
-        place.refused(&[&["run", &server.url, "-p", PROMPT, "--experts", "1MB"], &cache[..]].concat())?;
-    assert!(refused.contains("cmf fetch"), "{refused}");
-    let too_small =
-        place.refused(&[&["run", &server.url, "-p", PROMPT, "--budget", "50000"], &cache[..]].concat())?;
-    assert!(too_small.contains("minimum") && too_small.contains("cmf fetch"), "{too_small}");
-    let file = || -> Outcome<bool> {
-        let names: Vec<_> = std::fs::read_dir(place.path("cache"))?.collect::<Result<_, _>>()?;
-        Ok(names.iter().all(|entry| entry.path().extension().is_some_and(|e| e == "cmf")))
-    };
-    while !file()? {
-        let coming = answer(&place, &server.url, &cache)?;
+    let args = ["--cache", "cache", "--experts", "all"];
+    let run = ["run", &server.url, "-p", PROMPT, "--budget", "50000"];
+    let too_small = place.refused(&[&run, &args[..]].concat())?;
+    assert!(too_small.contains("minimum"), "{too_small}");
+    while !is_whole(&place)? {
+        let coming = answer(&place, &server.url, &args)?;
         assert!(coming["experts"].is_null(), "{coming}");
     }
-    let there = answer(&place, &server.url, &cache)?;
-    assert!(number(&there, &["experts", "brought"])? > 0, "{there}");
-    assert_eq!(there["text"], answer(&place, "m.cmf", &[])?["text"]);
+    let all = answer(&place, "m.cmf", &["--experts", "all"])?;
+    assert_eq!(answer(&place, &server.url, &args)?["text"], all["text"]);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_has_no_more_experts_is_named() -> Outcome {
+    let place = mixture(false)?;
+    let (rest, aside) = parts(&place)?;
+    let budget = (rest + aside).to_string();
+    let args = ["-p", PROMPT, "--raw", "--cache", "cache", "--budget", &budget];
+    let mut named = false;
+    for good in 2..40 {
+        let answer = move |number, _: &_| if number < good { Answer::Good } else { Answer::Status(404) };
+        let server = Server::new(place.read("m.cmf")?, answer)?;
+        let run = place.cmf(&[&["run", &server.url], &args[..]].concat())?;
+        if run.code == Some(2) && run.stderr.contains("experts.") {
+            assert!(
+                run.stderr.contains("tensor `model.layers.") && run.stderr.contains(&server.url),
+                "{run:?}"
+            );
+            named = true;
+            break;
+        }
+        std::fs::remove_dir_all(place.path("cache"))?;
+    }
+    assert!(named, "no run asked for an expert");
+    Ok(())
+}
+
+#[test]
+fn a_talk_that_is_killed_loses_nothing() -> Outcome {
+    let place = mixture(false)?;
+    let whole = place.read("m.cmf")?;
+    let server = Server::new(whole.clone(), |_, _| Answer::Slow(4_000))?;
+    for millis in [20, 60, 110, 170, 260, 400] {
+        let args = [&["run", &server.url, "-p", PROMPT, "--cache", "cache"], &RUN[..]].concat();
+        let mut child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        // SIGKILL
+        child.kill()?;
+        child.wait()?;
+    }
+    while !is_whole(&place)? {
+        answer(&place, &server.url, &["--cache", "cache"])?;
+    }
+    let name = std::fs::read_dir(place.path("cache"))?.next().ok_or("nothing")??.path();
+    assert!(std::fs::read(name)? == whole);
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub enum ErrorKind {
     Argument,
     /// Readers still hold what is to be given back.
     Busy,
+    /// What is still to come into the file does not come.
+    Supply,
 }
 
 impl ErrorKind {
@@ -36,6 +38,7 @@ impl ErrorKind {
             ErrorKind::Reference => "reference",
             ErrorKind::Argument => "argument",
             ErrorKind::Busy => "busy",
+            ErrorKind::Supply => "supply",
         }
     }
 }
@@ -61,6 +64,8 @@ enum Cause {
     OtherFile(Error),
     #[error(transparent)]
     Budget(BelowMinimum),
+    #[error(transparent)]
+    Supply(Box<dyn std::error::Error + Send + Sync>),
     #[error("{0}")]
     Problem(String),
 }
@@ -104,6 +109,11 @@ impl Error {
         Self::new(ErrorKind::Busy, path, None, Cause::Problem(problem))
     }
 
+    /// `part` is as in ``tensor `w` ``.
+    pub(crate) fn supply(path: &Path, part: String, error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self::new(ErrorKind::Supply, path, Some(part), Cause::Supply(error))
+    }
+
     /// `reference` is as in ``shard `a.cmf` ``.
     pub(crate) fn reference(path: &Path, reference: String, problem: String) -> Self {
         Self::new(ErrorKind::Reference, path, Some(reference), Cause::Problem(problem))
@@ -129,7 +139,7 @@ impl Error {
         match &self.0.cause {
             Cause::Format(error) => Some(error),
             Cause::OtherFile(error) => error.format_error(),
-            Cause::Io(_) | Cause::Budget(_) | Cause::Problem(_) => None,
+            Cause::Io(_) | Cause::Budget(_) | Cause::Supply(_) | Cause::Problem(_) => None,
         }
     }
 

@@ -22,12 +22,12 @@ pub enum ErrorKind {
     Corrupt,
     /// What the source has is no `.cmf`, or one that this version does not read.
     Format,
-    /// Somebody else is fetching to the same place, or the fetch was stopped.
+    /// Somebody else is fetching to the same place, or the fetch has ended.
     Busy,
 }
 
 /// An error with the source or the file that it is about.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     text: String,

@@ -1,10 +1,11 @@
 //! A file that grows into what a source has.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::groups::Groups;
+use crate::groups::{Group, Groups};
 use crate::queue::{Queue, Request};
 use crate::remote::{Body, Failure, Remote};
 use cmf_format::{Archive, Limits, wire};
+use cmf_loader::resident::Supply;
 use cmf_loader::{Model, Schedule, Want};
 use core::cell::Cell;
 use core::ops::Range;
@@ -13,7 +14,7 @@ use core::time::Duration;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What is asked for first: header and directory of a small model.
 const FIRST_BYTES: u64 = 64 * 1024;
@@ -75,6 +76,8 @@ pub struct Fetch {
     file: File,
     model: Model,
     schedule: Schedule,
+    /// By segment, of those that tensors on demand alone need: the order in which they come.
+    demanded: Vec<Option<usize>>,
     validator: Option<String>,
     shared: Mutex<Shared>,
     moved: Condvar,
@@ -86,6 +89,10 @@ pub struct Fetch {
 /// What workers share.
 struct Shared {
     queue: Option<Queue>,
+    /// The groups of that queue, and those of each segment.
+    groups: Arc<(Vec<Group>, Vec<Range<usize>>)>,
+    /// Whether nobody gets anything any more.
+    ended: bool,
     /// Steps that are wanted.
     wanted: usize,
     received_bytes: u64,
@@ -146,7 +153,16 @@ impl Fetch {
         }
         let schedule = model.schedule()?.clone();
         let wanted = schedule.steps();
-        let shared = Shared { queue: None, wanted, received_bytes: 0, failures: 0, corrupt: 0, error: None };
+        let shared = Shared {
+            queue: None,
+            groups: Arc::default(),
+            ended: false,
+            wanted,
+            received_bytes: 0,
+            failures: 0,
+            corrupt: 0,
+            error: None,
+        };
         Ok(Self {
             remote,
             options,
@@ -155,6 +171,7 @@ impl Fetch {
             file,
             model,
             schedule,
+            demanded: Vec::new(),
             validator,
             shared: Mutex::new(shared),
             moved: Condvar::new(),
@@ -181,17 +198,82 @@ impl Fetch {
     /// Says what is wanted of each tensor, by name: steps are then those of [`Model::schedule_for`]. Before
     /// [`Fetch::limit`] and [`Fetch::run`].
     ///
+    /// What is wanted on demand ([`Want::Demand`]) comes when somebody asks for it ([`Fetch::ask`],
+    /// [`Fetch::bring`]). With such tensors [`Fetch::run`] goes on until [`Fetch::stop`], or until the whole file is
+    /// there.
+    ///
     /// # Errors
     /// `Format`.
     pub fn want(&mut self, want: &dyn Fn(&str) -> Want) -> Result<()> {
         self.schedule = self.model.schedule_for(want)?;
-        self.limit(self.schedule.steps());
+        let planned = |name: &str| match want(name) {
+            Want::Demand => Want::Budget,
+            other => other,
+        };
+        let all = self.model.schedule_for(&planned)?.segment_steps();
+        let steps = self.schedule.segment_steps();
+        let demanded = all.into_iter().zip(steps).map(|(all, step)| all.filter(|_| step.is_none()));
+        self.demanded = demanded.collect();
+        let mut shared = self.lock();
+        (shared.queue, shared.ended, shared.wanted) = (None, false, self.schedule.steps());
         Ok(())
     }
 
     /// Wants no more than the first `steps` steps; before [`Fetch::run`].
     pub fn limit(&self, steps: usize) {
-        self.lock().wanted = steps;
+        self.lock().wanted = steps.min(self.schedule.steps());
+    }
+
+    /// Wants all steps and, behind them, all that is on demand, whether somebody asks for it or not; before
+    /// [`Fetch::run`].
+    pub fn want_demanded(&self) {
+        self.lock().wanted = self.schedule.steps().saturating_add(1);
+    }
+
+    /// Asks for `segments`, by their index in the file, before anything else, and does not wait for them. While some
+    /// that were asked for are missing, nothing else is. They lie in requests together where they lie in the file
+    /// together. Nothing happens before [`Fetch::run`].
+    pub fn ask(&self, segments: &[u32]) {
+        let mut shared = self.lock();
+        let groups = Arc::clone(&shared.groups);
+        let Some(queue) = shared.queue.as_mut() else { return };
+        for range in segments.iter().filter_map(|index| groups.1.get(*index as usize)) {
+            queue.ask(&groups.0, range.clone());
+        }
+        drop(shared);
+        self.moved.notify_all();
+    }
+
+    /// [`Fetch::ask`], and waits until all of them are in the file. Each chunk group of them has had its hash. From
+    /// any thread, while [`Fetch::run`] is under way on another, or is going to be.
+    ///
+    /// # Errors
+    /// That with which [`Fetch::run`] ends; `Busy` when it has ended without one and they are not there.
+    pub fn bring(&self, segments: &[u32]) -> Result<()> {
+        let mut asked = false;
+        loop {
+            let shared = self.lock();
+            let groups = Arc::clone(&shared.groups);
+            let ranges = || segments.iter().filter_map(|index| groups.1.get(*index as usize));
+            let here = |queue: &Queue| ranges().all(|range| range.clone().all(|index| queue.is_here(index)));
+            if shared.queue.as_ref().is_some_and(here) {
+                return Ok(());
+            }
+            if let Some(error) = &shared.error {
+                return Err(error.clone());
+            }
+            if shared.ended || self.is_stopped() {
+                let problem = "the fetch has ended, and what is asked for has not come";
+                return Err(Error::new(ErrorKind::Busy, self.remote.name(), problem));
+            }
+            if shared.queue.is_some() && !asked {
+                drop(shared);
+                self.ask(segments);
+                asked = true;
+                continue;
+            }
+            drop(self.moved.wait(shared).unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Steps of the schedule that can be read, with all that every model needs; `None` when that is
@@ -208,7 +290,10 @@ impl Fetch {
         loop {
             let queue = shared.queue.as_ref();
             let arrived = queue.filter(|queue| queue.has(0)).map(Queue::arrived);
-            let ended = shared.error.is_some() || self.is_stopped() || queue.is_some_and(Queue::is_done);
+            let ended = shared.error.is_some()
+                || shared.ended
+                || self.is_stopped()
+                || queue.is_some_and(Queue::is_done);
             if arrived > steps || ended {
                 return arrived;
             }
@@ -218,7 +303,10 @@ impl Fetch {
 
     /// Ends [`Fetch::run`] soon, with what has come.
     pub fn stop(&self) {
+        // Under the lock: whoever has seen that it goes on waits already.
+        let shared = self.lock();
         self.stopped.store(true, Ordering::Relaxed);
+        drop(shared);
         self.moved.notify_all();
     }
 
@@ -232,26 +320,50 @@ impl Fetch {
     /// `Unreachable` when too many requests in a row fail, `Refused`, `Changed`, `Corrupt`, `Io`. What
     /// has come stays.
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        let groups = Groups::of(&self.model, &self.schedule).inspect_err(|_| self.stop())?;
-        let present = groups.present();
+        self.run_to(usize::MAX, progress)
+    }
+
+    /// Gets what every model needs, as its configuration, and no units: [`Fetch::want`] may come after it. Then
+    /// [`Fetch::run`] gets the rest.
+    ///
+    /// # Errors
+    /// As [`Fetch::run`].
+    pub fn run_first(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+        self.run_to(0, progress)?;
+        let mut shared = self.lock();
+        (shared.queue, shared.ended) = (None, false);
+        Ok(())
+    }
+
+    /// Gets what is missing of what is wanted, of the first `last` steps.
+    fn run_to(&self, last: usize, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+        let groups = Groups::of(&self.model, &self.schedule, &self.demanded).inspect_err(|_| self.stop())?;
+        let present = groups.present(last);
         let (steps, required) = (self.schedule.steps(), self.schedule.required_steps());
+        let on_demand = last > steps && self.demanded.iter().any(Option::is_some);
         {
             let mut shared = self.lock();
-            shared.queue = Some(Queue::new(&groups.all, &present, steps, required, shared.wanted));
+            let wanted = shared.wanted.min(last);
+            shared.queue = Some(Queue::new(&groups.all, &present, steps, required.min(wanted), wanted));
+            shared.groups = Arc::new((groups.all.clone(), groups.of_segments.clone()));
+            (shared.ended, shared.error, shared.failures, shared.corrupt) = (false, None, 0, 0);
             self.moved.notify_all();
         }
         progress(self.progress());
+        let way = |asked_only| Way { on_demand, asked_only };
         std::thread::scope(|scope| {
             for _ in 0..self.options.connections.max(1) {
-                scope.spawn(|| self.work(&groups, progress));
+                scope.spawn(|| self.work(&groups, way(false), progress));
+            }
+            if on_demand {
+                // What somebody waits for does not wait for what was asked for before.
+                scope.spawn(|| self.work(&groups, way(true), progress));
             }
         });
-        self.moved.notify_all();
         let mut shared = self.lock();
-        match shared.error.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        shared.ended = true;
+        self.moved.notify_all();
+        shared.error.clone().map_or(Ok(()), Err)
     }
 
     /// Renames the file when all of it has come; gives where it is.
@@ -280,20 +392,23 @@ impl Fetch {
     }
 
     /// Whether workers should go on.
-    fn goes_on(&self, shared: &Shared) -> bool {
-        shared.error.is_none() && !self.is_stopped() && shared.queue.as_ref().is_some_and(|q| !q.is_done())
+    fn goes_on(&self, shared: &Shared, way: Way) -> bool {
+        let queue = shared.queue.as_ref();
+        let more = |queue: &Queue| if way.on_demand { !queue.is_whole() } else { !queue.is_done() };
+        shared.error.is_none() && !self.is_stopped() && queue.is_some_and(more)
     }
 
     /// Makes requests until nothing is left to ask for.
-    fn work(&self, groups: &Groups<'_>, progress: &(dyn Fn(Progress) + Sync)) {
+    fn work(&self, groups: &Groups<'_>, way: Way, progress: &(dyn Fn(Progress) + Sync)) {
         loop {
             let request = {
                 let mut shared = self.lock();
-                if !self.goes_on(&shared) {
+                if !self.goes_on(&shared, way) {
                     return self.moved.notify_all();
                 }
                 let most = self.options.request_bytes;
-                match shared.queue.as_mut().and_then(|queue| queue.take(&groups.all, most)) {
+                let take = |queue: &mut Queue| queue.take(&groups.all, most, way.asked_only);
+                match shared.queue.as_mut().and_then(take) {
                     Some(request) => request,
                     None => {
                         // What others asked for may come back.
@@ -303,7 +418,7 @@ impl Fetch {
                     }
                 }
             };
-            let result = self.get(groups, &request, progress);
+            let result = self.get(groups, &request, way, progress);
             let mut shared = self.lock();
             if let Some(queue) = shared.queue.as_mut() {
                 queue.put_back(&request);
@@ -327,16 +442,16 @@ impl Fetch {
             self.moved.notify_all();
             drop(shared);
             if let Some(pause) = pause {
-                self.sleep(pause);
+                self.sleep(pause, way);
             }
         }
     }
 
     /// Sleeps, but not on when the fetch has ended.
-    fn sleep(&self, pause: Duration) {
+    fn sleep(&self, pause: Duration, way: Way) {
         let deadline = std::time::Instant::now() + pause;
         let mut shared = self.lock();
-        while self.goes_on(&shared) {
+        while self.goes_on(&shared, way) {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
                 return;
@@ -351,6 +466,7 @@ impl Fetch {
         &self,
         groups: &Groups<'_>,
         request: &Request,
+        way: Way,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> core::result::Result<(), Trouble> {
         let remote = self.remote.as_ref();
@@ -360,7 +476,7 @@ impl Fetch {
             return Err(Trouble::Ends(Error::new(ErrorKind::Changed, self.remote.name(), problem)));
         }
         if body.start == request.bytes.start {
-            return self.receive(groups, request.groups.clone(), body, progress);
+            return self.receive(groups, request.groups.clone(), body, way, progress);
         }
         // The whole file comes, whatever is asked for: one worker takes all of it.
         let _stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -368,7 +484,7 @@ impl Fetch {
         if done(&self.lock()) {
             return Ok(());
         }
-        self.receive(groups, 0..groups.all.len(), body, progress)
+        self.receive(groups, 0..groups.all.len(), body, way, progress)
     }
 
     /// Reads the groups `wanted`, or as many as come.
@@ -377,13 +493,14 @@ impl Fetch {
         groups: &Groups<'_>,
         wanted: Range<usize>,
         mut body: Body,
+        way: Way,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> core::result::Result<(), Trouble> {
         let mut at = body.start;
         let mut bytes = Vec::new();
         for index in wanted {
             let Some(group) = groups.all.get(index) else { break };
-            if !self.goes_on(&self.lock()) {
+            if !self.goes_on(&self.lock(), way) {
                 return Ok(());
             }
             skip(&mut body.reader, group.range.start.saturating_sub(at))?;
@@ -418,6 +535,26 @@ impl Fetch {
             progress(self.progress());
         }
         Ok(())
+    }
+}
+
+/// How a worker works.
+#[derive(Clone, Copy)]
+struct Way {
+    /// Whether it waits for what somebody asks for when nothing is left that is wanted.
+    on_demand: bool,
+    /// Whether it does nothing else.
+    asked_only: bool,
+}
+
+/// What a resident model needs of it.
+impl Supply for Fetch {
+    fn ask(&self, segments: &[u32]) {
+        Fetch::ask(self, segments);
+    }
+
+    fn bring(&self, segments: &[u32]) -> core::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Fetch::bring(self, segments)?)
     }
 }
 

@@ -16,30 +16,48 @@ pub(crate) struct Group {
     index: u64,
     /// Where it lies in the file.
     pub(crate) range: Range<u64>,
-    /// Steps of the schedule that need it: 0 when every model does, [`NEVER`] when this one does not.
+    /// Steps of the schedule that need it: 0 when every model does, one more than there are when tensors on
+    /// demand alone do, [`NEVER`] when this one does not.
     pub(crate) step: usize,
+    /// Its place among those of the same step.
+    pub(crate) rank: usize,
+}
+
+impl Group {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.range.end.saturating_sub(self.range.start)
+    }
 }
 
 /// All chunk groups of a file in the order of the file.
 pub(crate) struct Groups<'m> {
     segments: Vec<ChunkGroups<'m, FileSource>>,
     pub(crate) all: Vec<Group>,
+    /// By segment: its groups.
+    pub(crate) of_segments: Vec<Range<usize>>,
 }
 
 impl<'m> Groups<'m> {
-    /// The groups of `model` as `schedule` wants them; chunk-group hashes must be there.
-    pub(crate) fn of(model: &'m Model, schedule: &Schedule) -> Result<Self> {
+    /// The groups of `model` as `schedule` wants them, and those of tensors on demand, `demanded` by segment with
+    /// its rank, behind them; chunk-group hashes must be there.
+    pub(crate) fn of(model: &'m Model, schedule: &Schedule, demanded: &[Option<usize>]) -> Result<Self> {
         let archive = model.archive();
         let (all_steps, steps) = (Schedule::of(archive).segment_steps(), schedule.segment_steps());
         let limit = archive.limits().decoded_segment_bytes;
-        let (mut segments, mut all) = (Vec::new(), Vec::new());
+        let (mut segments, mut all, mut of_segments) = (Vec::new(), Vec::new(), Vec::new());
         for segment in archive.segments() {
             let start = segment.record().offset.get();
             let about = || format!("{}: segment {}", model.path().display(), segment.index());
             let groups = segment.chunk_groups().map_err(|e| Error::new(ErrorKind::Corrupt, about(), e))?;
             let of = |steps: &[Option<usize>]| steps.get(segment.index() as usize).copied().flatten();
             // What no unit needs at all, as attributes, is for every model.
-            let step = of(&steps).unwrap_or(if of(&all_steps).is_some() { NEVER } else { 0 });
+            let (step, rank) = match (of(&steps), of(demanded), of(&all_steps)) {
+                (Some(step), ..) => (step, 0),
+                (None, Some(rank), _) => (schedule.steps().saturating_add(1), rank),
+                (None, None, Some(_)) => (NEVER, 0),
+                (None, None, None) => (0, 0),
+            };
+            let first = all.len();
             for index in groups.indices() {
                 let bytes = groups.bytes(index);
                 if bytes.end - bytes.start > limit {
@@ -48,11 +66,12 @@ impl<'m> Groups<'m> {
                     return Err(Error::new(ErrorKind::Format, about(), problem));
                 }
                 let range = start.saturating_add(bytes.start)..start.saturating_add(bytes.end);
-                all.push(Group { segment: segment.index(), index, range, step });
+                all.push(Group { segment: segment.index(), index, range, step, rank });
             }
+            of_segments.push(first..all.len());
             segments.push(groups);
         }
-        Ok(Self { segments, all })
+        Ok(Self { segments, all, of_segments })
     }
 
     /// Whether `bytes` are those of group `group`.
@@ -61,9 +80,12 @@ impl<'m> Groups<'m> {
         groups.is_some_and(|groups| groups.matches(group.index, bytes))
     }
 
-    /// Which groups the file holds already.
-    pub(crate) fn present(&self) -> Vec<bool> {
+    /// Which groups the file holds already, of those of the first `steps` steps.
+    pub(crate) fn present(&self, steps: usize) -> Vec<bool> {
         let present = self.all.par_iter().map(|group| {
+            if group.step > steps {
+                return false;
+            }
             let groups = self.segments.get(group.segment as usize);
             let mut whole = true;
             let verified = groups.map(|groups| {
@@ -78,6 +100,6 @@ impl<'m> Groups<'m> {
 #[cfg(test)]
 impl Group {
     pub(crate) fn for_test(range: Range<u64>, step: usize) -> Self {
-        Self { segment: 0, index: 0, range, step }
+        Self { segment: 0, index: 0, range, step, rank: 0 }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::groups::Group;
 use core::ops::Range;
+use std::collections::BTreeSet;
 
 /// What is to be done about each group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub(crate) struct Queue {
     required: usize,
     /// Steps that are wanted.
     wanted: usize,
+    /// By group: whether it is wanted.
+    counted: Vec<bool>,
+    /// Groups that are wanted and not here.
+    left: usize,
+    /// Groups that somebody waits for: while there are some nothing else is asked for.
+    asked: BTreeSet<usize>,
     pub(crate) have_bytes: u64,
     pub(crate) wanted_bytes: u64,
 }
@@ -51,7 +58,7 @@ impl Queue {
         wanted: usize,
     ) -> Self {
         let mut order: Vec<usize> = (0..groups.len()).collect();
-        order.sort_by_key(|index| groups.get(*index).map_or(0, |group| group.step));
+        order.sort_by_key(|index| groups.get(*index).map_or((0, 0), |group| (group.step, group.rank)));
         let mut missing = vec![0u32; steps.saturating_add(1)];
         let mut queue = Self {
             states: present.iter().map(|here| if *here { State::Here } else { State::Waiting }).collect(),
@@ -61,14 +68,17 @@ impl Queue {
             arrived: 0,
             required,
             wanted,
+            counted: groups.iter().map(|group| group.step <= wanted).collect(),
+            left: 0,
+            asked: BTreeSet::new(),
             have_bytes: 0,
             wanted_bytes: 0,
         };
         for (group, here) in groups.iter().zip(present) {
-            let bytes = group.range.end.saturating_sub(group.range.start);
             if group.step <= wanted {
-                queue.wanted_bytes = queue.wanted_bytes.saturating_add(bytes);
-                queue.have_bytes = queue.have_bytes.saturating_add(if *here { bytes } else { 0 });
+                queue.wanted_bytes = queue.wanted_bytes.saturating_add(group.bytes());
+                queue.have_bytes = queue.have_bytes.saturating_add(if *here { group.bytes() } else { 0 });
+                queue.left = queue.left.saturating_add(usize::from(!here));
             }
             if let Some(count) = missing.get_mut(group.step).filter(|_| !here) {
                 *count = count.saturating_add(1);
@@ -91,7 +101,20 @@ impl Queue {
 
     /// Whether nothing is missing of what is wanted.
     pub(crate) fn is_done(&self) -> bool {
-        self.have_bytes >= self.wanted_bytes && self.has(self.wanted)
+        self.left == 0
+    }
+
+    /// Wants `asked` of the `groups` before anything else.
+    pub(crate) fn ask(&mut self, groups: &[Group], asked: Range<usize>) {
+        for index in asked {
+            let (Some(group), false) = (groups.get(index), self.is_here(index)) else { continue };
+            self.asked.insert(index);
+            if let Some(counted) = self.counted.get_mut(index).filter(|counted| !**counted) {
+                *counted = true;
+                self.left = self.left.saturating_add(1);
+                self.wanted_bytes = self.wanted_bytes.saturating_add(group.bytes());
+            }
+        }
     }
 
     /// Whether all of the file is here.
@@ -104,8 +127,16 @@ impl Queue {
         self.states.get(index) == Some(&State::Here)
     }
 
-    /// The next request, of at most `most_bytes` where it has more than one group.
-    pub(crate) fn take(&mut self, groups: &[Group], most_bytes: u64) -> Option<Request> {
+    /// The next request, of at most `most_bytes` where it has more than one group: what somebody waits for, and
+    /// when there is nothing of that what is wanted, unless `asked_only`.
+    pub(crate) fn take(&mut self, groups: &[Group], most_bytes: u64, asked_only: bool) -> Option<Request> {
+        let waiting = |index: &&usize| self.states.get(**index) == Some(&State::Waiting);
+        if let Some(first) = self.asked.iter().find(waiting).copied() {
+            return self.request(groups, first, most_bytes, |queue, index| queue.asked.contains(&index));
+        }
+        if asked_only || !self.asked.is_empty() {
+            return None;
+        }
         let until = if self.has(self.required) { self.wanted } else { self.required.min(self.wanted) };
         let first = loop {
             let first = *self.order.get(self.next)?;
@@ -118,10 +149,22 @@ impl Queue {
             }
             self.next = self.next.saturating_add(1);
         };
+        let wanted = |_: &Self, index: usize| groups.get(index).is_some_and(|group| group.step <= until);
+        self.request(groups, first, most_bytes, wanted)
+    }
+
+    /// A request for `first` and what waits behind it, as far as `takes` takes it.
+    fn request(
+        &mut self,
+        groups: &[Group],
+        first: usize,
+        most_bytes: u64,
+        takes: impl Fn(&Self, usize) -> bool,
+    ) -> Option<Request> {
         let start = groups.get(first)?.range.start;
         let (mut end, mut after) = (start, first);
         while let Some(group) = groups.get(after) {
-            let waiting = self.states.get(after) == Some(&State::Waiting) && group.step <= until;
+            let waiting = self.states.get(after) == Some(&State::Waiting) && takes(self, after);
             if !waiting || (after > first && group.range.end.saturating_sub(start) > most_bytes) {
                 break;
             }
@@ -148,9 +191,10 @@ impl Queue {
             return false;
         };
         *state = State::Here;
-        if group.step <= self.wanted {
-            self.have_bytes =
-                self.have_bytes.saturating_add(group.range.end.saturating_sub(group.range.start));
+        self.asked.remove(&index);
+        if self.counted.get(index) == Some(&true) {
+            self.have_bytes = self.have_bytes.saturating_add(group.bytes());
+            self.left = self.left.saturating_sub(1);
         }
         if let Some(count) = self.missing.get_mut(group.step) {
             *count = count.saturating_sub(1);
@@ -184,7 +228,7 @@ mod tests {
         let groups = groups(&[0, 2, 2, 1, 1, 3]);
         let mut queue = Queue::new(&groups, &[false; 6], 3, 1, 2);
         let take = |queue: &mut Queue| -> Vec<_> {
-            std::iter::from_fn(|| queue.take(&groups, 20)).map(|request| request.groups).collect()
+            std::iter::from_fn(|| queue.take(&groups, 20, false)).map(|request| request.groups).collect()
         };
         assert_eq!(take(&mut queue), [0..1, 3..5], "what is required comes first and alone");
         [0, 3, 4].iter().for_each(|index: &usize| assert!(queue.came(*index, &groups[*index])));
@@ -204,14 +248,44 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_waits_for_comes_first_and_alone() {
+        // Two steps, and behind them what is on demand.
+        let groups = groups(&[0, 1, 3, 3, 3, 2, 3]);
+        let mut queue = Queue::new(&groups, &[true, true, false, false, false, false, false], 2, 1, 2);
+        let take = |queue: &mut Queue, only| queue.take(&groups, 20, only).map(|request| request.groups);
+        assert_eq!(take(&mut queue, true), None, "nobody waits");
+        queue.ask(&groups, 3..5);
+        queue.ask(&groups, 0..1);
+        assert_eq!((queue.have_bytes, queue.wanted_bytes), (20, 50));
+        let request = queue.take(&groups, 20, true).expect("somebody waits");
+        assert_eq!(request.groups, 3..5);
+        assert_eq!(take(&mut queue, false), None, "the link is theirs");
+        assert!(queue.came(4, &groups[4]));
+        queue.put_back(&request);
+        assert_eq!(take(&mut queue, false), Some(3..4), "the rest of it is asked for again");
+        assert!(queue.came(3, &groups[3]) && !queue.is_done());
+        assert_eq!(take(&mut queue, false), Some(5..6));
+        assert!(queue.came(5, &groups[5]) && queue.is_done() && !queue.is_whole());
+        assert_eq!(queue.arrived(), 2);
+        queue.ask(&groups, 6..7);
+        assert!(!queue.is_done());
+        // Where all of it is wanted, what is on demand comes last.
+        let mut present = [false; 7];
+        present[0] = true;
+        let mut queue = Queue::new(&groups, &present, 2, 0, 3);
+        let order: Vec<_> = std::iter::from_fn(|| take(&mut queue, false)).collect();
+        assert_eq!(order, [1..3, 5..7, 3..5]);
+    }
+
+    #[test]
     fn what_did_not_come_is_asked_for_again() {
         let groups = groups(&[0, 1, 2]);
         let mut queue = Queue::new(&groups, &[true, false, false], 2, 0, 2);
-        let request = queue.take(&groups, 100).expect("something is missing");
+        let request = queue.take(&groups, 100, false).expect("something is missing");
         assert_eq!(request, Request { groups: 1..3, bytes: 10..30 });
-        assert!(queue.take(&groups, 100).is_none());
+        assert!(queue.take(&groups, 100, false).is_none());
         queue.came(1, &groups[1]);
         queue.put_back(&request);
-        assert_eq!(queue.take(&groups, 100).map(|r| r.groups), Some(2..3));
+        assert_eq!(queue.take(&groups, 100, false).map(|r| r.groups), Some(2..3));
     }
 }

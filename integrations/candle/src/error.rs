@@ -96,7 +96,7 @@ impl From<cmf_format::Error> for Error {
 impl From<cmf_loader::Error> for Error {
     fn from(error: cmf_loader::Error) -> Self {
         let kind = match error.kind() {
-            cmf_loader::ErrorKind::Io => ErrorKind::Io,
+            cmf_loader::ErrorKind::Io | cmf_loader::ErrorKind::Supply => ErrorKind::Io,
             _ => ErrorKind::BadModel,
         };
         Self::new(kind, error.to_string()).caused_by(error)

@@ -141,6 +141,17 @@ struct OnDemand<'w, 'm> {
 }
 
 impl Experts for OnDemand<'_, '_> {
+    fn expect(&self, experts: &[usize]) -> Result<()> {
+        let mut names = Vec::new();
+        for expert in experts {
+            match self.places.get(*expert).ok_or_else(|| Error::argument("no such expert"))? {
+                Place::Loaded(_) => {}
+                Place::Demanded(_, of) => names.extend(of.iter().map(String::as_str)),
+            }
+        }
+        Ok(self.resident.ask(names)?)
+    }
+
     fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
         match self.places.get(expert).ok_or_else(|| Error::argument("no such expert"))? {
             Place::Loaded(place) => self.loaded.forward(*place, x),

@@ -51,6 +51,15 @@ pub trait Experts: Send + Sync {
     /// # Errors
     /// As [`Linear::forward`], and what bringing it into memory gives.
     fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor>;
+
+    /// Says that `experts` are going to be multiplied with, before the first of them is: what has to come from
+    /// elsewhere comes together.
+    ///
+    /// # Errors
+    /// `BadArgument` for experts that are not there.
+    fn expect(&self, _experts: &[usize]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Experts all of which are in memory.

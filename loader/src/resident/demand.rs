@@ -49,6 +49,12 @@ pub(super) struct Missing {
     needs: Needs,
 }
 
+impl Missing {
+    pub(super) fn into_segments(self) -> Vec<u32> {
+        self.needs.segments
+    }
+}
+
 /// What a matrix needs in memory.
 struct Needs {
     segments: Vec<u32>,
@@ -144,19 +150,21 @@ impl Resident<'_> {
     ///
     /// What was used longest ago and nobody holds goes first, so that the budget is kept at every moment.
     /// What is there already costs no more than looking it up, whatever change is under way; what is not
-    /// waits for the change.
+    /// waits for the change, and before that until it is in the file, where that is still coming
+    /// ([`Resident::supplied_by`]).
     ///
     /// # Errors
     /// `Argument` for parts that are not there or not on demand, and when they do not fit the budget beside
     /// the plan and what is pinned: nothing changes. `Busy` when others hold what would have to go for longer
-    /// than [`ResidentOptions::patience`](super::ResidentOptions::patience); as [`Resident::set_budget`] for
-    /// damaged bytes.
+    /// than [`ResidentOptions::patience`](super::ResidentOptions::patience); `Supply` when they do not come into
+    /// the file; as [`Resident::set_budget`] for damaged bytes.
     pub fn require<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Required<'_>> {
         let keys = self.keys(parts)?;
         if let Some(keys) = self.demand.hold_all(&keys) {
             self.count_required(keys.len(), 0);
             return Ok(Required { demand: &self.demand, keys });
         }
+        self.wait_for(&keys)?;
         let mut held = lock(&self.held);
         // From here on nobody else brings anything in or takes anything away.
         let there = self.demand.hold(&keys);
@@ -258,7 +266,7 @@ impl Resident<'_> {
     }
 
     /// The matrices of `parts`, each once.
-    fn keys<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Vec<Key>> {
+    pub(super) fn keys<'n, P: Into<Part<'n>>>(&self, parts: impl IntoIterator<Item = P>) -> Result<Vec<Key>> {
         let mut keys = BTreeSet::new();
         for part in parts {
             let Part { name, matrix } = part.into();
@@ -285,7 +293,7 @@ impl Resident<'_> {
         Ok(keys.into_iter().collect())
     }
 
-    fn missing(&self, key: Key) -> Result<Missing> {
+    pub(super) fn missing(&self, key: Key) -> Result<Missing> {
         let (file, units) = (self.files.get(key.0), self.schedule.files().nth(key.0));
         let archive = file.map(|file| file.archive());
         let matrix = archive.and_then(|archive| archive.matrices().nth(key.1 as usize));

@@ -69,12 +69,14 @@ mod generations;
 pub mod pressure;
 mod runs;
 mod status;
+mod supply;
 mod sync;
 mod table;
 
 pub use budgets::Budgets;
 pub use demand::{Part, Required};
 pub use status::{Change, Status};
+pub use supply::Supply;
 
 pub(crate) use runs::Runs;
 
@@ -150,6 +152,8 @@ pub struct Resident<'m> {
     turn: Mutex<()>,
     held: Mutex<Held>,
     demand: Demand,
+    /// Who brings what is not in the file yet.
+    supply: Option<&'m dyn Supply>,
     status: Mutex<Status>,
     /// Held by whoever changes the budgets of main memory and of a device.
     both: Mutex<()>,
@@ -221,6 +225,7 @@ impl Model {
             turn: Mutex::new(()),
             held: Mutex::new(Held::nothing(&files, budget)),
             demand: Demand::default(),
+            supply: None,
             files,
             options,
             current: Generations::new(schedule.first(0)),

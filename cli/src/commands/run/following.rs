@@ -2,9 +2,10 @@
 
 use crate::device::Gpu;
 use cmf_candle::moving::Moving;
-use cmf_loader::Budget;
 use cmf_loader::resident::pressure::{self, DeviceBudget, Pressure, Step};
-use std::sync::atomic::AtomicBool;
+use cmf_loader::{Budget, ErrorKind};
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What follows which memory.
 pub(super) enum Following<'g> {
@@ -32,7 +33,7 @@ impl<'g> Following<'g> {
     pub(super) fn follow(&self, moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
         let pressure = Pressure::default();
         let resident = moving.resident();
-        let plan = |budget| -> anyhow::Result<()> { Ok(moving.set_budget(budget).map(drop)?) };
+        let plan = |budget| patiently(done, || moving.set_budget(budget));
         match self {
             Following::Main => pressure.follow(resident, done, plan),
             Following::Both(gpu, following) => {
@@ -40,9 +41,28 @@ impl<'g> Following<'g> {
                 let read = || Ok(gpu.reading_of(moving));
                 pressure.follow_both(resident, *following, device_bytes, done, read, |step| match step {
                     Step::Plan(bytes) => plan(Budget::Bytes(bytes)),
-                    Step::Device(bytes) => Ok(moving.set_device_budget(bytes)?),
+                    Step::Device(bytes) => patiently(done, || moving.set_device_budget(bytes)),
                 })
             }
+        }
+    }
+}
+
+/// Makes a change, again as long as passes are too long for it, as one that waits for an expert from a server may be.
+pub(super) fn patiently<T>(
+    done: &AtomicBool,
+    change: impl Fn() -> cmf_candle::Result<T>,
+) -> anyhow::Result<()> {
+    let is_busy = |error: &cmf_candle::Error| {
+        let source = error.source().and_then(|source| source.downcast_ref::<cmf_loader::Error>());
+        source.is_some_and(|error| error.kind() == ErrorKind::Busy)
+    };
+    loop {
+        match change() {
+            Ok(_) => return Ok(()),
+            Err(error) if !is_busy(&error) => return Err(error.into()),
+            Err(_) if done.load(Ordering::Relaxed) => return Ok(()),
+            Err(_) => {}
         }
     }
 }

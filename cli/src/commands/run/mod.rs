@@ -131,13 +131,7 @@ fn local(
     let card = cut::card(&model)?;
     let pinned = pinned(args, &model)?;
     let experts = args.experts.on_demand(&model, card.config(), &|name| pinned.has(name))?;
-    let (budget, options) = match &experts {
-        Some(experts) => {
-            let want = move |name: &str| pinned.want(name, Want::Always, Want::Budget);
-            (experts.budget(&model, budget)?, experts.options(want))
-        }
-        None => (budget, holding(pinned)),
-    };
+    let (budget, options) = held(&model, pinned, experts.as_ref(), budget)?;
     let resident = model.resident_with(budget, options)?;
     let beside = Beside { experts: experts.as_ref(), ..Beside::default() };
     talk(args, gpu, &card, resident, sampling, &beside)
@@ -150,11 +144,22 @@ fn pinned(args: &Args, model: &Model) -> anyhow::Result<Patterns> {
     Ok(pinned)
 }
 
-/// Options for a model that is all in the plan.
-fn holding(pinned: Patterns) -> ResidentOptions {
+/// The budget, and what is held under it: what is pinned, and experts on demand.
+fn held(
+    model: &Model,
+    pinned: Patterns,
+    experts: Option<&OnDemand>,
+    budget: Budget,
+) -> anyhow::Result<(Budget, ResidentOptions)> {
     let some = !pinned.is_empty();
-    let want: WantOf = Arc::new(move |name: &str| pinned.want(name, Want::Always, Want::Budget));
-    ResidentOptions { want: some.then_some(want), ..ResidentOptions::default() }
+    let want = move |name: &str| pinned.want(name, Want::Always, Want::Budget);
+    Ok(match experts {
+        Some(experts) => (experts.budget(model, budget)?, experts.options(want)),
+        None => {
+            let want: WantOf = Arc::new(want);
+            (budget, ResidentOptions { want: some.then_some(want), ..ResidentOptions::default() })
+        }
+    })
 }
 
 /// What goes on beside a conversation, on a thread of its own, until the flag is set.

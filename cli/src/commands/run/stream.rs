@@ -1,8 +1,10 @@
 //! A model that is still coming from a server.
 
-use super::{Args, Beside, holding, local, pinned, talk};
+use super::following::patiently;
+use super::{Args, Beside, held, local, pinned, talk};
 use crate::commands::arrivals::{self, Arrivals};
 use crate::device::Gpu;
+use crate::experts::OnDemand;
 use anyhow::Context;
 use cmf_candle::cut;
 use cmf_candle::moving::Moving;
@@ -26,33 +28,37 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
         anyhow::ensure!(args.plot.is_none(), "{}: is there: nothing comes to --plot", target.display());
         return local(args, gpu, &target, budget, sampling);
     }
-    args.experts.check_coming()?;
     arrivals::check(args.plot.as_deref(), args.force)?;
     let arrivals = Arrivals::new();
     let fetching = FetchOptions::default();
     let mut fetch = Fetch::begin(cmf_sources::open(url, &fetching)?, &target, fetching)?;
-    let options = holding(pinned(args, fetch.model())?);
+    let pinned = pinned(args, fetch.model())?;
+    let mixture = fetch.model().tensors().any(|tensor| tensor.name().contains(".experts."));
+    let experts = match mixture || args.experts.are_given() {
+        true => {
+            // What says how many experts there are comes first.
+            fetch.run_first(&|progress| arrivals.came(progress))?;
+            let card = cut::card(fetch.model())?;
+            args.experts.on_demand(fetch.model(), card.config(), &|name| pinned.has(name))?
+        }
+        false => None,
+    };
+    let (budget, options) = held(fetch.model(), pinned, experts.as_ref(), budget)?;
     if let Some(want) = &options.want {
         fetch.want(&|name| want(name))?;
     }
     let required = fetch.schedule().required_steps();
-    let plan = fetch.schedule().plan(budget);
-    let mixture = fetch.model().tensors().any(|tensor| tensor.name().contains(".experts."));
-    let plan = plan.map_err(anyhow::Error::from).map_err(|error| match mixture {
-        true => error.context(
-            "while a mixture comes, all of its experts are held; of a file that `cmf fetch` got they come on demand",
-        ),
-        false => error,
-    });
-    fetch.limit(plan?.units());
+    limit(&fetch, budget, experts.as_ref())?;
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let fetching = scope.spawn(|| fetch.run(&|progress| arrivals.came(progress)));
         let talked = fetch.wait_beyond(required.checked_sub(1)).filter(|arrived| *arrived >= required).map(
             |arrived| {
                 let card = cut::card(fetch.model())?;
-                let resident = fetch.model().resident_of(budget, options.clone(), arrived)?;
+                let resident =
+                    fetch.model().resident_of(budget, options.clone(), arrived)?.supplied_by(&fetch);
                 let work = |moving: &Moving<'_>, done: &AtomicBool| refine(&fetch, moving, done);
-                let beside = Beside { work: Some(&work), arrivals: Some(&arrivals), experts: None };
+                let beside =
+                    Beside { work: Some(&work), arrivals: Some(&arrivals), experts: experts.as_ref() };
                 talk(args, gpu, &card, resident, sampling, &beside)
             },
         );
@@ -77,12 +83,32 @@ pub(super) fn run(args: &Args, gpu: Option<&Gpu>, budget: Budget, sampling: Samp
     }
 }
 
+/// Has the fetch get what `budget` holds: units of the plan, and where there is room for all of the file all experts
+/// too. Others come when they are chosen.
+fn limit(fetch: &Fetch, budget: Budget, experts: Option<&OnDemand>) -> anyhow::Result<()> {
+    let schedule = fetch.schedule();
+    let plan = schedule.plan(budget)?;
+    let Some(experts) = experts else {
+        fetch.limit(plan.units());
+        return Ok(());
+    };
+    let whole_bytes = fetch.model().schedule()?.maximum_bytes();
+    if budget == Budget::Maximum || schedule.budget_bytes(budget) >= whole_bytes {
+        fetch.want_demanded();
+        return Ok(());
+    }
+    let planned_bytes =
+        plan.budget_bytes().saturating_sub(experts.aside_bytes()).max(schedule.minimum_bytes());
+    fetch.limit(schedule.plan(Budget::Bytes(planned_bytes))?.units());
+    Ok(())
+}
+
 /// Takes what comes into the model.
 fn refine(fetch: &Fetch, moving: &Moving<'_>, done: &AtomicBool) -> anyhow::Result<()> {
     let mut last = moving.resident().snapshot().plan().units();
     while !done.load(Ordering::Relaxed) {
         let Some(arrived) = fetch.wait_beyond(Some(last)).filter(|arrived| *arrived > last) else { break };
-        moving.set_arrived(arrived)?;
+        patiently(done, || moving.set_arrived(arrived))?;
         last = arrived;
         std::thread::park_timeout(STEP);
     }

@@ -42,13 +42,13 @@ impl<'w> Mixture<'w> {
         let x = x.contiguous()?;
         let scores = Tensor::cat(&self.router.forward(&x)?, D::Minus1)?;
         let mut sum = x.zeros_like()?;
-        for (expert, chosen) in self.choose(&scores)?.into_iter().enumerate() {
-            if chosen.tokens.is_empty() {
-                continue;
-            }
+        let all = self.choose(&scores)?;
+        let chosen = || all.iter().enumerate().filter(|(_, chosen)| !chosen.tokens.is_empty());
+        self.experts.expect(&chosen().map(|(expert, _)| expert).collect::<Vec<_>>())?;
+        for (expert, chosen) in chosen() {
             let count = chosen.tokens.len();
-            let tokens = Tensor::from_vec(chosen.tokens, count, &Device::Cpu)?;
-            let factors = Tensor::from_vec(chosen.factors, (count, 1), &Device::Cpu)?;
+            let tokens = Tensor::from_slice(&chosen.tokens, count, &Device::Cpu)?;
+            let factors = Tensor::from_slice(&chosen.factors, (count, 1), &Device::Cpu)?;
             let output = self.experts.forward(expert, &x.index_select(&tokens, 0)?)?;
             sum = sum.index_add(&tokens, &output.broadcast_mul(&factors)?, 0)?;
         }
