@@ -5,6 +5,7 @@ use cmf_format::archive::ChunkGroups;
 use cmf_loader::{FileSource, Model, Schedule};
 use core::ops::Range;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// The step of what is not wanted.
 pub(crate) const NEVER: usize = usize::MAX;
@@ -32,9 +33,9 @@ impl Group {
 /// All chunk groups of a file in the order of the file.
 pub(crate) struct Groups<'m> {
     segments: Vec<ChunkGroups<'m, FileSource>>,
-    pub(crate) all: Vec<Group>,
+    pub(crate) all: Arc<Vec<Group>>,
     /// By segment: its groups.
-    pub(crate) of_segments: Vec<Range<usize>>,
+    pub(crate) of_segments: Arc<Vec<Range<usize>>>,
 }
 
 impl<'m> Groups<'m> {
@@ -71,7 +72,7 @@ impl<'m> Groups<'m> {
             of_segments.push(first..all.len());
             segments.push(groups);
         }
-        Ok(Self { segments, all, of_segments })
+        Ok(Self { segments, all: Arc::new(all), of_segments: Arc::new(of_segments) })
     }
 
     /// Whether `bytes` are those of group `group`.

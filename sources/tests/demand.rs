@@ -156,7 +156,8 @@ fn experts_come_when_they_are_asked_for_and_nothing_else_does() -> Outcome {
         assert_eq!(resident.status().demanded, 2);
         Ok(())
     })?;
-    (work?, run?);
+    work?;
+    run?;
     // Beside the first 64 KiB no byte was asked for twice.
     let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for (index, range) in asked.iter().enumerate() {
@@ -210,7 +211,8 @@ fn who_waits_goes_before_the_rest_of_the_file() -> Outcome {
         }
         Ok(())
     })?;
-    (work?, run?);
+    work?;
+    run?;
     assert!(std::fs::read(fetch.finish()?)? == bed.file);
     Ok(())
 }
@@ -356,7 +358,8 @@ fn others_go_on_while_somebody_waits() -> Outcome {
             Ok(waits.join().map_err(|_| "it panicked")??)
         })
     })?;
-    (work?, run?);
+    work?;
+    run?;
     Ok(())
 }
 
@@ -382,7 +385,8 @@ fn a_budget_is_kept_and_what_went_does_not_come_from_the_server_again() -> Outco
         assert!(resident.status().brought > 4, "{:?}", resident.status());
         Ok(())
     })?;
-    (work?, run?);
+    work?;
+    run?;
     Ok(())
 }
 
@@ -400,7 +404,8 @@ fn without_a_supply_what_is_not_there_is_not_believed() -> Outcome {
         assert!(matches!(error.kind(), cmf_loader::ErrorKind::Format(_)), "{error}");
         Ok(())
     })?;
-    (work?, run?);
+    work?;
+    run?;
     // When nobody gets anything any more, nobody waits.
     let error = fetch.bring(&[0, u32::MAX, 3, 4, 5, 6, 7, 8, 9, 10, 11]).err().map(|e| e.kind());
     assert_eq!(error, Some(ErrorKind::Busy));

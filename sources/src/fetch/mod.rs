@@ -1,13 +1,15 @@
 //! A file that grows into what a source has.
 
+mod begin;
+mod demand;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::groups::{Group, Groups};
 use crate::queue::{Queue, Request};
-use crate::remote::{Body, Failure, Remote};
-use cmf_format::{Archive, Limits, wire};
-use cmf_loader::resident::Supply;
+use crate::remote::{Body, Remote};
+use begin::{Begin, Head, Trouble, pause, skip};
+use cmf_format::{Limits, wire};
 use cmf_loader::{Model, Schedule, Want};
-use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -16,10 +18,6 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What is asked for first: header and directory of a small model.
-const FIRST_BYTES: u64 = 64 * 1024;
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often a source may give other bytes for a piece than those of its hash.
 const CORRUPT_TIMES: u32 = 4;
 
@@ -90,7 +88,7 @@ pub struct Fetch {
 struct Shared {
     queue: Option<Queue>,
     /// The groups of that queue, and those of each segment.
-    groups: Arc<(Vec<Group>, Vec<Range<usize>>)>,
+    groups: (Arc<Vec<Group>>, Arc<Vec<Range<usize>>>),
     /// Whether nobody gets anything any more.
     ended: bool,
     /// Steps that are wanted.
@@ -122,7 +120,7 @@ impl Fetch {
             }
             TryLockError::Error(e) => Error::io(&part, &e),
         })?;
-        let begun = Begin { remote: remote.as_ref(), options: &options, answered: Cell::new(false) };
+        let begun = Begin::new(remote.as_ref(), &options);
         let Head { bytes, file_bytes, validator } = begun.head()?;
         // What is there belongs to the same file if it begins with the same header: that is its hash.
         let mut header = Vec::new();
@@ -155,7 +153,7 @@ impl Fetch {
         let wanted = schedule.steps();
         let shared = Shared {
             queue: None,
-            groups: Arc::default(),
+            groups: Default::default(),
             ended: false,
             wanted,
             received_bytes: 0,
@@ -230,52 +228,6 @@ impl Fetch {
         self.lock().wanted = self.schedule.steps().saturating_add(1);
     }
 
-    /// Asks for `segments`, by their index in the file, before anything else, and does not wait for them. While some
-    /// that were asked for are missing, nothing else is. They lie in requests together where they lie in the file
-    /// together. Nothing happens before [`Fetch::run`].
-    pub fn ask(&self, segments: &[u32]) {
-        let mut shared = self.lock();
-        let groups = Arc::clone(&shared.groups);
-        let Some(queue) = shared.queue.as_mut() else { return };
-        for range in segments.iter().filter_map(|index| groups.1.get(*index as usize)) {
-            queue.ask(&groups.0, range.clone());
-        }
-        drop(shared);
-        self.moved.notify_all();
-    }
-
-    /// [`Fetch::ask`], and waits until all of them are in the file. Each chunk group of them has had its hash. From
-    /// any thread, while [`Fetch::run`] is under way on another, or is going to be.
-    ///
-    /// # Errors
-    /// That with which [`Fetch::run`] ends; `Busy` when it has ended without one and they are not there.
-    pub fn bring(&self, segments: &[u32]) -> Result<()> {
-        let mut asked = false;
-        loop {
-            let shared = self.lock();
-            let groups = Arc::clone(&shared.groups);
-            let ranges = || segments.iter().filter_map(|index| groups.1.get(*index as usize));
-            let here = |queue: &Queue| ranges().all(|range| range.clone().all(|index| queue.is_here(index)));
-            if shared.queue.as_ref().is_some_and(here) {
-                return Ok(());
-            }
-            if let Some(error) = &shared.error {
-                return Err(error.clone());
-            }
-            if shared.ended || self.is_stopped() {
-                let problem = "the fetch has ended, and what is asked for has not come";
-                return Err(Error::new(ErrorKind::Busy, self.remote.name(), problem));
-            }
-            if shared.queue.is_some() && !asked {
-                drop(shared);
-                self.ask(segments);
-                asked = true;
-                continue;
-            }
-            drop(self.moved.wait(shared).unwrap_or_else(PoisonError::into_inner));
-        }
-    }
-
     /// Steps of the schedule that can be read, with all that every model needs; `None` when that is
     /// not there.
     pub fn arrived(&self) -> Option<usize> {
@@ -345,7 +297,7 @@ impl Fetch {
             let mut shared = self.lock();
             let wanted = shared.wanted.min(last);
             shared.queue = Some(Queue::new(&groups.all, &present, steps, required.min(wanted), wanted));
-            shared.groups = Arc::new((groups.all.clone(), groups.of_segments.clone()));
+            shared.groups = (Arc::clone(&groups.all), Arc::clone(&groups.of_segments));
             (shared.ended, shared.error, shared.failures, shared.corrupt) = (false, None, 0, 0);
             self.moved.notify_all();
         }
@@ -545,152 +497,6 @@ struct Way {
     on_demand: bool,
     /// Whether it does nothing else.
     asked_only: bool,
-}
-
-/// What a resident model needs of it.
-impl Supply for Fetch {
-    fn ask(&self, segments: &[u32]) {
-        Fetch::ask(self, segments);
-    }
-
-    fn bring(&self, segments: &[u32]) -> core::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        Ok(Fetch::bring(self, segments)?)
-    }
-}
-
-/// Why a request did not give all that it was for.
-enum Trouble {
-    Again(String, Option<Duration>),
-    /// As [`Failure::Absent`].
-    Absent(String),
-    Ends(Error),
-}
-
-impl Trouble {
-    fn of(remote: &dyn Remote, failure: Failure) -> Self {
-        match failure {
-            Failure::Temporary(problem, pause) => Trouble::Again(problem, pause),
-            Failure::Absent(problem) => Trouble::Absent(problem),
-            Failure::Permanent(problem) => {
-                Trouble::Ends(Error::new(ErrorKind::Refused, remote.name(), problem))
-            }
-        }
-    }
-
-    /// What went wrong, and the pause that was asked for.
-    fn problem(self) -> (String, Option<Duration>) {
-        match self {
-            Trouble::Again(problem, pause) => (problem, pause),
-            Trouble::Absent(problem) => (problem, None),
-            Trouble::Ends(error) => (error.to_string(), None),
-        }
-    }
-}
-
-/// Header and directory.
-struct Head {
-    bytes: Vec<u8>,
-    file_bytes: u64,
-    validator: Option<String>,
-}
-
-/// What comes before there is an archive.
-struct Begin<'b> {
-    remote: &'b dyn Remote,
-    options: &'b FetchOptions,
-    /// Whether somebody has answered.
-    answered: Cell<bool>,
-}
-
-impl Begin<'_> {
-    fn get(&self, range: Range<u64>) -> core::result::Result<Body, Trouble> {
-        let result = self.remote.get(range);
-        if !matches!(result, Err(Failure::Absent(_))) {
-            self.answered.set(true);
-        }
-        result.map_err(|failure| Trouble::of(self.remote, failure))
-    }
-
-    /// Gets header and directory, which have the stated hash.
-    fn head(&self) -> Result<Head> {
-        let format = |e| Error::new(ErrorKind::Format, self.remote.name(), e);
-        let (mut bytes, file_bytes, validator) = self.retry(&|| {
-            let mut body = self.get(0..FIRST_BYTES)?;
-            if body.start != 0 {
-                return Err(Trouble::Again("does not begin at the beginning".into(), None));
-            }
-            let mut bytes = Vec::new();
-            let most = body.file_bytes.unwrap_or(FIRST_BYTES).min(FIRST_BYTES);
-            (&mut body.reader)
-                .take(most)
-                .read_to_end(&mut bytes)
-                .map_err(|e| Trouble::Again(e.to_string(), None))?;
-            if (bytes.len() as u64) < most && body.file_bytes.is_some() {
-                return Err(Trouble::Again("ended before its beginning had come".into(), None));
-            }
-            Ok((bytes, body.file_bytes, body.validator))
-        })?;
-        let stated = bytes.get(24..32).and_then(|field| field.first_chunk()).map(|b| u64::from_le_bytes(*b));
-        let file_bytes = file_bytes.or(stated).unwrap_or(bytes.len() as u64);
-        let head_bytes =
-            Archive::<Vec<u8>>::head_bytes(&bytes, file_bytes, &self.options.limits).map_err(format)?;
-        let more = bytes.len() as u64..head_bytes;
-        bytes.truncate(usize::try_from(head_bytes).unwrap_or(usize::MAX));
-        if !more.is_empty() {
-            bytes.extend(self.read(more, &validator)?);
-        }
-        Ok(Head { bytes, file_bytes, validator })
-    }
-
-    /// Gets all of `range`.
-    fn read(&self, range: Range<u64>, validator: &Option<String>) -> Result<Vec<u8>> {
-        self.retry(&|| {
-            let mut body = self.get(range.clone())?;
-            if body.validator != *validator {
-                let problem = "another file has taken its place: fetch it anew";
-                return Err(Trouble::Ends(Error::new(ErrorKind::Changed, self.remote.name(), problem)));
-            }
-            skip(&mut body.reader, range.start.saturating_sub(body.start))?;
-            let (length, mut bytes) = (range.end.saturating_sub(range.start), Vec::new());
-            let read = (&mut body.reader).take(length).read_to_end(&mut bytes);
-            match read.map_err(|e| Trouble::Again(e.to_string(), None))? as u64 == length {
-                true => Ok(bytes),
-                false => Err(Trouble::Again("ended before all that was asked for had come".into(), None)),
-            }
-        })
-    }
-
-    fn retry<T>(&self, work: &dyn Fn() -> core::result::Result<T, Trouble>) -> Result<T> {
-        let mut failures = 0u32;
-        loop {
-            match work() {
-                Ok(value) => return Ok(value),
-                Err(Trouble::Ends(error)) => return Err(error),
-                Err(again) => {
-                    let (problem, asked) = again.problem();
-                    failures = failures.saturating_add(1);
-                    // An address at which nobody is may be a wrong one.
-                    if failures >= self.options.attempts || !self.answered.get() {
-                        return Err(Error::new(ErrorKind::Unreachable, self.remote.name(), problem));
-                    }
-                    std::thread::sleep(asked.unwrap_or_else(|| pause(self.options.pause, failures)));
-                }
-            }
-        }
-    }
-}
-
-/// The pause after `failures` failures in a row.
-fn pause(first: Duration, failures: u32) -> Duration {
-    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
-}
-
-fn skip(reader: &mut impl Read, bytes: u64) -> core::result::Result<(), Trouble> {
-    let skipped = std::io::copy(&mut reader.take(bytes), &mut std::io::sink());
-    match skipped.map_err(|e| Trouble::Again(e.to_string(), None))? == bytes {
-        true => Ok(()),
-        false => Err(Trouble::Again("ended before what was asked for".into(), None)),
-    }
 }
 
 #[cfg(unix)]
