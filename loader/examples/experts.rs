@@ -86,7 +86,8 @@ fn main() -> Outcome<()> {
     let started = Instant::now();
     let resident = model.resident_with(Budget::Minimum, options)?;
     println!("resident: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
-    let one = model.demanded_bytes(MATRICES.map(|matrix| name(0, 0, matrix)).iter().map(String::as_str), 0)?;
+    let one =
+        model.demanded_bytes(MATRICES.map(|matrix| name(0, 0, matrix)).iter().map(String::as_str), 0)?;
     let require = |layer: usize, expert: usize| -> Outcome<Duration> {
         let names = MATRICES.map(|matrix| name(layer, expert, matrix));
         let started = Instant::now();
@@ -106,7 +107,11 @@ fn main() -> Outcome<()> {
                     let expert = (random >> 16) as usize % experts;
                     let brought = resident.status().brought;
                     let time = require(layer, expert)?;
-                    if resident.status().brought > brought { came.push(time) } else { there.push(time) }
+                    if resident.status().brought > brought {
+                        came.push(time)
+                    } else {
+                        there.push(time)
+                    }
                     there.push(require(layer, expert)?);
                 }
             }
