@@ -61,7 +61,7 @@ impl Permutation {
         const WRITTEN: wgpu::BufferBindingType = wgpu::BufferBindingType::Storage { read_only: false };
         match self.kernel {
             "transform" => vec![READ, WRITTEN, READ, READ, READ],
-            "layout" => vec![READ, WRITTEN, READ, READ],
+            "layout" | "hadamard" => vec![READ, WRITTEN, READ, READ],
             "butterfly" | "fill" => vec![WRITTEN],
             "outer" => vec![READ, READ, WRITTEN, READ],
             _ => {

@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("sparse", include_str!("../wgsl/sparse.wgsl")),
     ("outer", include_str!("../wgsl/outer.wgsl")),
     ("transform", include_str!("../wgsl/transform.wgsl")),
+    ("hadamard", include_str!("../wgsl/hadamard.wgsl")),
     ("layout", include_str!("../wgsl/layout.wgsl")),
     ("butterfly", include_str!("../wgsl/butterfly.wgsl")),
     ("fill", include_str!("../wgsl/fill.wgsl")),

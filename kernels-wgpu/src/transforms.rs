@@ -13,6 +13,8 @@ const SPAN: u32 = 2048;
 const SPAN_MIN: u32 = 256;
 /// Threads of a workgroup.
 const WIDTH: u32 = 64;
+/// Threads of a workgroup that have eight vectors each.
+const ROUNDS_WIDTH: u32 = 32;
 /// Vectors of four that any WebGPU device's uniform buffers hold.
 pub(crate) const UNIFORM_VECTORS: u32 = 4096;
 
@@ -52,13 +54,20 @@ pub struct GpuTransforms {
     steps: Vec<Step>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Step {
     /// 0 without a Hadamard matrix.
     block: u32,
     indices: Option<wgpu::Buffer>,
     pre: Option<wgpu::Buffer>,
     post: Option<wgpu::Buffer>,
+}
+
+impl Step {
+    /// Whether `hadamard` makes rows of `size` elements, if they begin at multiples of four.
+    fn by_four(&self, size: u32) -> bool {
+        (4..=SPAN).contains(&self.block) && self.indices.is_none() && size.is_multiple_of(4)
+    }
 }
 
 #[derive(Default)]
@@ -213,6 +222,11 @@ impl Activations {
         self.buffer.as_ref().ok_or_else(|| Error::argument("activations that were not prepared"))
     }
 
+    /// The elements from one to the next, where they are rows one after the other.
+    fn as_rows(&self) -> Option<u32> {
+        (self.tile == 1 && self.padded == self.size).then_some(self.size)
+    }
+
     /// Elements that a kernel sees, by four, if it reads a single activation from a uniform buffer, else 0.
     pub(crate) fn uniform_vectors(&self, kernels: &Kernels) -> u32 {
         uniform_vectors(kernels, self.tile, self.padded)
@@ -327,7 +341,7 @@ impl Kernels {
         batch: u32,
         target: Target<'_>,
     ) -> Result<()> {
-        let identity = [Step { block: 0, indices: None, pre: None, post: None }];
+        let identity = [Step::default()];
         let steps = if steps.is_empty() { &identity } else { steps };
         let mut held;
         let mut source = source;
@@ -341,7 +355,15 @@ impl Kernels {
             let plain = |buffer| Target::Rows { bound: Bound::all(buffer), at: 0, stride: size };
             let to = next.as_ref().map_or(target, plain);
             if step.block <= SPAN {
-                self.step(pass, step, step.block, true, size, source, batch, to)?;
+                match to {
+                    Target::Tiles(activations) if activations.as_rows().is_none() && step.by_four(size) => {
+                        let rows = workspace.get(self, Scratch::Wide, u64::from(batch) * u64::from(size))?;
+                        self.step(pass, step, step.block, true, size, source, batch, plain(&rows))?;
+                        let source = (Bound::all(&rows), 0, size);
+                        self.step(pass, &Step::default(), 0, false, size, source, batch, to)?;
+                    }
+                    _ => self.step(pass, step, step.block, true, size, source, batch, to)?,
+                }
             } else {
                 let wide = workspace.get(self, Scratch::Wide, u64::from(batch) * u64::from(size))?;
                 let begin =
@@ -376,6 +398,10 @@ impl Kernels {
         target: Target<'_>,
     ) -> Result<()> {
         let (source, in_at, in_stride) = source;
+        let plain = match target {
+            Target::Rows { .. } => true,
+            Target::Tiles(activations) => activations.as_rows().is_some(),
+        };
         let (target, out_at, out_stride, tile, padded, rows) = match target {
             Target::Rows { bound, at, stride } => (bound, at, stride, 0, size, batch),
             Target::Tiles(a) => {
@@ -387,9 +413,9 @@ impl Kernels {
             [step.indices.is_some(), step.pre.is_some(), step.post.is_some(), scaled && whole_block > 1];
         let uses = uses.iter().enumerate().map(|(i, used)| u32::from(*used) << i).sum();
         let factor = (1.0 / f64::from(whole_block.max(1)).sqrt()) as f32;
+        let stride = |stride| if batch > 1 { stride } else { 0 };
+        let by_four = [size, in_at, stride(in_stride)].iter().all(|n| n.is_multiple_of(4));
         if tile > 0 && step.block == 0 && step.indices.is_none() {
-            let fours = [size, in_at, if batch > 1 { in_stride } else { 0 }];
-            let by_four = fours.iter().all(|n| n.is_multiple_of(4));
             let params = LayoutParams { size, padded, batch, uses, in_at, in_stride, factor };
             let [pre, post] =
                 [&step.pre, &step.post].map(|list| list.as_ref().map_or(self.nothing(), Bound::all));
@@ -419,6 +445,18 @@ impl Kernels {
         let mut bindings = vec![source, target];
         let lists = [&step.indices, &step.pre, &step.post];
         bindings.extend(lists.map(|list| list.as_ref().map_or(self.nothing(), Bound::all)));
+        let rows_by_four = [out_at, stride(out_stride)].iter().all(|n| n.is_multiple_of(4));
+        if plain && step.by_four(size) && by_four && rows_by_four {
+            let lists = [&step.pre, &step.post].map(|list| list.as_ref().map_or(self.nothing(), Bound::all));
+            let numbers = vec![("SPAN", SPAN.into()), ("WIDTH", ROUNDS_WIDTH.into())];
+            return self.dispatch(
+                pass,
+                Permutation { kernel: "hadamard", numbers },
+                bytemuck::bytes_of(&params),
+                &[&[source, target], &lists[..]].concat(),
+                [size.div_ceil(span), batch, 1],
+            );
+        }
         let permutation = Permutation {
             kernel: "transform",
             numbers: vec![("SPAN", SPAN.into()), ("WIDTH", WIDTH.into())],
