@@ -222,9 +222,9 @@ impl Activations {
         self.buffer.as_ref().ok_or_else(|| Error::argument("activations that were not prepared"))
     }
 
-    /// The elements from one to the next, where they are rows one after the other.
-    fn as_rows(&self) -> Option<u32> {
-        (self.tile == 1 && self.padded == self.size).then_some(self.size)
+    /// Whether they are rows one after the other.
+    fn are_rows(&self) -> bool {
+        self.tile == 1 && self.padded == self.size
     }
 
     /// Elements that a kernel sees, by four, if it reads a single activation from a uniform buffer, else 0.
@@ -356,7 +356,7 @@ impl Kernels {
             let to = next.as_ref().map_or(target, plain);
             if step.block <= SPAN {
                 match to {
-                    Target::Tiles(activations) if activations.as_rows().is_none() && step.by_four(size) => {
+                    Target::Tiles(activations) if !activations.are_rows() && step.by_four(size) => {
                         let rows = workspace.get(self, Scratch::Wide, u64::from(batch) * u64::from(size))?;
                         self.step(pass, step, step.block, true, size, source, batch, plain(&rows))?;
                         let source = (Bound::all(&rows), 0, size);
@@ -400,7 +400,7 @@ impl Kernels {
         let (source, in_at, in_stride) = source;
         let plain = match target {
             Target::Rows { .. } => true,
-            Target::Tiles(activations) => activations.as_rows().is_some(),
+            Target::Tiles(activations) => activations.are_rows(),
         };
         let (target, out_at, out_stride, tile, padded, rows) = match target {
             Target::Rows { bound, at, stride } => (bound, at, stride, 0, size, batch),
