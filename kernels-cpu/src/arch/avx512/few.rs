@@ -253,6 +253,7 @@ impl<V: Fn(Rows, usize, bool) -> Values, A, T, const P: usize> Products<'_, V, A
                 left -= self.bytes;
             }
             for (piece, prepared) in rest.iter().zip(prepared.skip(whole.len())).take(1) {
+                four!(r => _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(left * r).cast()));
                 let used = (1 << left) - 1;
                 // SAFETY: the mask has as many bytes as the rows have.
                 let bytes = four!(r => unsafe { _mm512_maskz_loadu_epi8(used, own[r].cast()) });
