@@ -2,7 +2,7 @@
 //! activations.
 
 use super::Block;
-use crate::encode::{Calibration, Feedback, TermParams};
+use crate::encode::{Calibration, Feedback, FeedbackParams, TermParams};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::moments::{Moments, SecondMoments};
@@ -293,10 +293,11 @@ fn calibration(known: SecondMoments, terms: &[TermParams], cols: usize) -> Resul
     let SecondMoments::Full(moments) = known else {
         return Ok(Calibration { diagonal, moments: None, feedback: Vec::new() });
     };
-    let mut feedback: Vec<(f64, Arc<Feedback>)> = Vec::new();
-    for damping in terms.iter().filter_map(TermParams::damping) {
-        if !feedback.iter().any(|(of, _)| *of == damping) {
-            feedback.push((damping, Arc::new(Feedback::new(&moments, cols, damping)?)));
+    let mut feedback: Vec<(FeedbackParams, Arc<Feedback>)> = Vec::new();
+    for wanted in terms.iter().filter_map(TermParams::feedback) {
+        if !feedback.iter().any(|(of, _)| *of == wanted) {
+            let FeedbackParams { damping, power_cost } = wanted;
+            feedback.push((wanted, Arc::new(Feedback::new(&moments, cols, damping, power_cost)?)));
         }
     }
     Ok(Calibration { diagonal, moments: Some(moments), feedback })

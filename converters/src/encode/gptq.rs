@@ -89,7 +89,7 @@ mod tests {
         }
         let matrix = Matrix::new(&values, rows, cols)?;
         let plain = grouped(&matrix, &GroupedParams { bits: 3, group_cols: 16, ..GroupedParams::default() })?;
-        let fed = with_feedback(&matrix, &plain, &Feedback::new(&moments, cols, 0.01)?)?;
+        let fed = with_feedback(&matrix, &plain, &Feedback::new(&moments, cols, 0.01, 0.0)?)?;
         let cost_of = |node: &NodeData| -> Result<f64> {
             let errors: Vec<f32> = values.iter().zip(decode(node)?).map(|(w, v)| w - v).collect();
             Ok(cost(&errors, &moments, cols))

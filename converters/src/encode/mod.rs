@@ -40,9 +40,9 @@ pub use matrix::Matrix;
 pub use nested::nested;
 pub use outliers::{Outliers, outliers, sparse};
 pub use params::{
-    CodebookParams, Codes, DenseParams, Element, GroupedParams, HqqParams, LosslessParams, LowRankParams,
-    Method, NestedMap, NestedParams, PathAxis, Range, Select, SignLowRankParams, SparseLayout, SparseOp,
-    SparseParams, Store, TermParams, TrellisCode, TrellisParams, Zero,
+    CodebookParams, Codes, DenseParams, Element, FeedbackParams, GroupedParams, HqqParams, LosslessParams,
+    LowRankParams, Method, NestedMap, NestedParams, PathAxis, Range, Select, SignLowRankParams, SparseLayout,
+    SparseOp, SparseParams, Store, TermParams, TrellisCode, TrellisParams, Zero,
 };
 pub use planes::{Calibration, Plane, planes};
 pub use sign_low_rank::sign_low_rank;

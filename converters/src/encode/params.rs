@@ -65,14 +65,25 @@ impl TermParams {
         }
     }
 
-    /// The damping of the error feedback with which the term is encoded, where it has any.
-    pub fn damping(&self) -> Option<f64> {
+    /// The error feedback with which the term is encoded, where it has any.
+    pub fn feedback(&self) -> Option<FeedbackParams> {
         match self {
-            TermParams::Trellis(own) => Some(own.damping),
-            TermParams::Grouped(own) => Some(own.damping),
+            TermParams::Trellis(own) => {
+                Some(FeedbackParams { damping: own.damping, power_cost: own.power_cost })
+            }
+            TermParams::Grouped(own) => Some(FeedbackParams { damping: own.damping, power_cost: 0.0 }),
             _ => None,
         }
     }
+}
+
+/// What error feedback depends on beside the second moments; see [`Feedback::new`](super::Feedback::new).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeedbackParams {
+    /// Added to the diagonal of the second moments, in units of its mean.
+    pub damping: f64,
+    /// What the square of each value that is chosen costs, in the same unit.
+    pub power_cost: f64,
 }
 
 /// Parameters of a `trellis` term.
@@ -108,6 +119,10 @@ pub struct TrellisParams {
     /// any: more makes the error smaller in all directions, as a later term needs it, less makes it
     /// cost less now.
     pub damping: f64,
+    /// What the square of each of the term's values costs, in the same unit, where there are any second
+    /// moments: it keeps what errors add to later targets within the reach of few bits. About 0.3 for
+    /// 1 bit a weight, 0.05 for 2.
+    pub power_cost: f64,
 }
 
 impl Default for TrellisParams {
@@ -122,6 +137,7 @@ impl Default for TrellisParams {
             scale: Store::F16,
             spread: 1.0,
             damping: 0.01,
+            power_cost: 0.0,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::feedback::{Feedback, cost};
 use super::format_error;
 use super::gptq::with_feedback;
 use super::matrix::Matrix;
-use super::params::{PathAxis, TermParams, TrellisCode, TrellisParams};
+use super::params::{FeedbackParams, PathAxis, TermParams, TrellisCode, TrellisParams};
 use super::store::Stored;
 use super::terms::{single, subtract};
 use super::trellis::{Scratch, Trellis};
@@ -22,13 +22,14 @@ pub struct Calibration {
     pub diagonal: Vec<f32>,
     /// The mean of x xᵀ, `[cols, cols]`, where it is known.
     pub moments: Option<Vec<f32>>,
-    /// Feedback by damping.
-    pub feedback: Vec<(f64, Arc<Feedback>)>,
+    /// Feedback by what terms ask of it.
+    pub feedback: Vec<(FeedbackParams, Arc<Feedback>)>,
 }
 
 impl Calibration {
-    fn feedback(&self, damping: f64) -> Option<&Feedback> {
-        self.feedback.iter().find(|(of, _)| *of == damping).map(|(_, feedback)| feedback.as_ref())
+    fn feedback(&self, term: &TermParams) -> Option<&Feedback> {
+        let wanted = term.feedback()?;
+        self.feedback.iter().find(|(of, _)| *of == wanted).map(|(_, feedback)| feedback.as_ref())
     }
 }
 
@@ -61,7 +62,8 @@ pub fn planes(
         let rest = Matrix::new(&residual, matrix.rows(), matrix.cols())?;
         match term {
             TermParams::Trellis(own) => {
-                let (node, errors) = trellis(&rest, own, calibration, planes.is_empty())?;
+                let feedback = calibration.and_then(|c| c.feedback(term));
+                let (node, errors) = trellis(&rest, own, feedback, planes.is_empty())?;
                 residual = errors;
                 planes.push(Plane { node, cost: cost(&residual) });
             }
@@ -70,10 +72,9 @@ pub fn planes(
                     Some(calibration) => rest.with_weights(&calibration.diagonal)?,
                     None => rest,
                 };
-                let feedback = |damping| calibration.and_then(|c| c.feedback(damping));
                 let nodes = match term {
-                    TermParams::Grouped(own) => {
-                        let fed = |node| match feedback(own.damping) {
+                    TermParams::Grouped(_) => {
+                        let fed = |node| match calibration.and_then(|c| c.feedback(term)) {
                             Some(feedback) => with_feedback(&rest, &node, feedback),
                             None => Ok(node),
                         };
@@ -123,7 +124,7 @@ fn distortion(step_bits: u8) -> f32 {
 pub(super) fn trellis(
     matrix: &Matrix<'_>,
     params: &TrellisParams,
-    calibration: Option<&Calibration>,
+    feedback: Option<&Feedback>,
     is_first: bool,
 ) -> Result<(NodeData, Vec<f32>)> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
@@ -133,23 +134,26 @@ pub(super) fn trellis(
         TrellisCode::Table => (Trellis::trained(state_bits, step_bits)?, Code::Table),
         TrellisCode::Hashed => (Trellis::hashed(state_bits, step_bits)?, Code::Table),
     };
-    let feedback = match params.axis {
-        PathAxis::Down => calibration.and_then(|c| c.feedback(params.damping)),
-        PathAxis::Along => None,
-    };
-    // What the quantiser sees is the residual and the noise that feedback adds to it.
-    // Of a residual that feedback has shaped already, hardly any is added.
-    let inflation = match feedback {
-        Some(feedback) if is_first => (feedback.inflation() * distortion(params.step_bits)).min(0.5),
-        _ => 0.0,
-    };
     let group = if params.scale_rows == 0 { rows } else { params.scale_rows as usize }.max(1);
+    let feedback = feedback.filter(|_| params.axis == PathAxis::Down);
+    let mut columns = match params.axis {
+        PathAxis::Down => transposed(matrix.values(), rows, cols),
+        PathAxis::Along => Vec::new(),
+    };
+    // The residual's share of the power that the quantiser sees: feedback adds noise to it. Where the
+    // noise may have any power, hardly any is added to a residual that feedback has shaped already.
+    let distortion = distortion(params.step_bits);
+    let share = match feedback {
+        Some(feedback) if !feedback.power_is_free() => 1.0 / feedback.gain(&columns, rows, distortion)?,
+        Some(feedback) if is_first => 1.0 - (feedback.inflation() * distortion).min(0.5),
+        _ => 1.0,
+    };
     let wanted: Vec<f32> = matrix
         .values()
         .chunks(group.saturating_mul(cols).max(1))
         .map(|part| {
             let squares = super::kernels::sum_by(part, part, |v, _| v * v) / part.len() as f64;
-            windows.best_scale((squares / f64::from(1.0 - inflation)).sqrt() as f32) * params.spread
+            windows.best_scale((squares / f64::from(share)).sqrt() as f32) * params.spread
         })
         .collect();
     let Stored { node: scale, values: scales } = params.scale.pack("scale", &wanted, wanted.len(), 1)?;
@@ -180,7 +184,6 @@ pub(super) fn trellis(
             errors
         }
         PathAxis::Down => {
-            let mut columns = transposed(matrix.values(), rows, cols);
             let (mut scaled, mut own) = (vec![0.0; rows], vec![0u8; rows]);
             let scale_of = |i: usize| scales.get(i / group).copied().unwrap_or(0.0);
             let mut quantise = |column: usize, targets: &[f32], values: &mut [f32]| {

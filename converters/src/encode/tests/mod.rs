@@ -4,6 +4,7 @@ mod codebook;
 mod grouped;
 mod low_rank;
 mod nested;
+mod planes;
 mod sign_low_rank;
 mod sparse;
 mod terms;
