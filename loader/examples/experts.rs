@@ -22,7 +22,7 @@ fn name(layer: usize, expert: usize, matrix: &str) -> String {
     format!("layers.{layer:02}.experts.{expert:03}.{matrix}")
 }
 
-fn file(layers: usize, experts: usize) -> Outcome<tempfile::NamedTempFile> {
+fn write(layers: usize, experts: usize, path: &str) -> Outcome<()> {
     let mut builder = ArchiveBuilder::default();
     let values: Vec<f32> = (0..ROWS * COLS).map(|value| value as f32).collect();
     let mut add = |name: String, first: f32| -> Outcome<()> {
@@ -55,9 +55,7 @@ fn file(layers: usize, experts: usize) -> Outcome<tempfile::NamedTempFile> {
             }
         }
     }
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), builder.to_vec()?)?;
-    Ok(file)
+    Ok(std::fs::write(path, builder.to_vec()?)?)
 }
 
 /// Memory of the process's own, in bytes.
@@ -73,9 +71,21 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 fn main() -> Outcome<()> {
-    let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>());
-    let (layers, experts) = (numbers.next().unwrap_or(Ok(61))?, numbers.next().unwrap_or(Ok(256))?);
-    let file = file(layers, experts)?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number =
+        |place: usize, default| arguments.get(place).map_or(Ok(default), |text| text.parse::<usize>());
+    let (layers, experts) = (number(0, 61)?, number(1, 256)?);
+    if let Some(path) = arguments.get(2) {
+        return write(layers, experts, path);
+    }
+    // Written by another process, so that the memory of this one is the loader's.
+    let file = tempfile::NamedTempFile::new()?;
+    let mut writer = std::process::Command::new(std::env::current_exe()?);
+    let path = file.path().to_str().ok_or("a path that is no text")?;
+    let written = writer.args([&layers.to_string(), &experts.to_string(), path]).status()?;
+    if !written.success() {
+        return Err("the file was not written".into());
+    }
     let started = Instant::now();
     let model = Model::open(file.path())?;
     println!("{layers} layers of {experts} experts, {} tensors", model.tensors().len());

@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::open::Backend;
 use crate::plan::{Budget, Plan, Schedule};
 use crate::source::FileSource;
-use cmf_format::Source;
+use cmf_format::{Compression, Source};
 use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -25,6 +25,8 @@ const PART_BYTES: u64 = 2 << 20;
 const OWN_PART_BYTES: u64 = 4 << 20;
 /// Bytes that one thread holds against their hashes at once.
 const VERIFY_BYTES: u64 = 512 << 10;
+/// Bytes that the system maps at once around a page that is missed, in blocks of as many.
+const AROUND_BYTES: u64 = 64 << 10;
 /// Bytes that are given back at once: readers that touch new pages wait as long as it takes.
 pub(super) const RELEASE_BYTES: u64 = 8 << 20;
 /// Parts of the largest file: each may become a map of its own, of which a process has some ten
@@ -101,7 +103,36 @@ pub(super) fn paged_bytes(schedule: &Schedule, steps: usize) -> u64 {
     pages(schedule, steps).map(|runs| runs.bytes()).fold(beside(schedule, steps), u64::saturating_add)
 }
 
+/// What the first steps take in memory.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// By file.
+    pub(super) pages: Vec<Runs>,
+    /// Beside pages of files.
+    pub(super) beside: u64,
+}
+
+impl Planned {
+    fn bytes(&self) -> u64 {
+        self.pages.iter().map(Runs::bytes).fold(self.beside, u64::saturating_add)
+    }
+}
+
 impl Resident<'_> {
+    /// What the first `steps` steps take in memory.
+    pub(super) fn planned(&self, steps: usize) -> Arc<Planned> {
+        let mut last = lock(&self.planned);
+        match &*last {
+            Some((known, planned)) if *known == steps => Arc::clone(planned),
+            _ => {
+                let pages = pages(&self.schedule, steps).collect();
+                let planned = Arc::new(Planned { pages, beside: beside(&self.schedule, steps) });
+                *last = Some((steps, Arc::clone(&planned)));
+                planned
+            }
+        }
+    }
+
     /// The first plan: nothing is published before it is there.
     pub(super) fn start(&self, budget: Budget) -> Result<()> {
         let target = self.target(budget)?;
@@ -244,11 +275,14 @@ impl Resident<'_> {
             if let Some(file) = self.files.get(file).filter(|_| until < last) {
                 pages = file.source().with_whole_blocks(pages, || units.pages(last, page_bytes()));
             }
-            self.bring_to(held, file, &pages, units.segments(steps.clone()))
+            self.bring_to(held, file, &pages, units.segments(steps.clone()))?;
+            // What was touched outside of the plan goes.
+            let all = held.files.get(file).zip(self.files.get(file));
+            all.map_or(Ok(()), |(held, file)| sweep(file.source(), &held.pages))
         })
     }
 
-    /// Brings in the pages `wanted` of a file, and verifies `segments`.
+    /// Brings in the pages `wanted` of a file, verifies `segments`, and gives back what that touched beside them.
     pub(super) fn bring_to(
         &self,
         held: &mut Held,
@@ -285,9 +319,9 @@ impl Resident<'_> {
         held.pages = held.pages.plus(&came);
         done.into_iter().find_map(core::result::Result::err).map_or(Ok(()), Err)?;
         if self.options.verify {
-            self.verify(file, &mut held.verified, segments)?;
-            // Hashes of chunk groups and compressed segments were touched, and are not held.
-            sweep(source, &held.pages)?;
+            let segments: Vec<u32> = segments.collect();
+            self.verify(file, &mut held.verified, segments.iter().copied())?;
+            release_all(source, &touched(file, segments).minus(&held.pages))?;
         }
         Ok(())
     }
@@ -329,14 +363,21 @@ impl Resident<'_> {
     }
 
     /// The pages of each file that are wanted for the first `steps` steps and on demand.
-    fn wanted(&self, steps: usize) -> impl Iterator<Item = Runs> {
-        let files = pages(&self.schedule, steps).enumerate();
-        files.map(|(file, planned)| planned.plus(&self.demand.pages(file)))
+    fn wanted(&self, steps: usize) -> Vec<Runs> {
+        let planned = self.planned(steps);
+        let files = planned.pages.iter().enumerate();
+        files.map(|(file, planned)| planned.plus(&self.demand.pages(file))).collect()
     }
 
-    /// Gives back all but the pages of the first `steps` steps and of what is on demand; of those, none is
-    /// brought in.
+    /// Gives back all but the pages of the first `steps` steps and of what is on demand, whoever touched them; of
+    /// those, none is brought in.
     pub(super) fn release(&self, held: &mut Held, steps: usize) -> Result<()> {
+        self.release_held(held, steps)?;
+        held.files.iter().zip(&self.files).try_for_each(|(held, file)| sweep(file.source(), &held.pages))
+    }
+
+    /// The same of what is held.
+    pub(super) fn release_held(&self, held: &mut Held, steps: usize) -> Result<()> {
         for ((held, file), kept) in held.files.iter_mut().zip(&self.files).zip(self.wanted(steps)) {
             let source = file.source();
             let gone = held.pages.minus(&kept);
@@ -344,7 +385,6 @@ impl Resident<'_> {
             let parts = source.parts(&gone, RELEASE_BYTES);
             let released = parts.into_iter().try_for_each(|part| source.release(part));
             released.map_err(|e| source.error(e))?;
-            sweep(source, &held.pages)?;
             self.count(
                 |status, bytes| {
                     status.held_bytes = status.held_bytes.saturating_sub(bytes);
@@ -368,28 +408,29 @@ impl Resident<'_> {
         self.settle(held);
     }
 
-    /// Bytes in memory for the first `steps` steps and what is on demand.
-    fn wanted_bytes(&self, steps: usize) -> u64 {
-        let beside = beside(&self.schedule, steps).saturating_add(self.demand.decoded_bytes());
-        self.wanted(steps).map(|runs| runs.bytes()).fold(beside, u64::saturating_add)
-    }
-
     /// Says how it is now, between two steps.
     pub(super) fn settle(&self, held: &Held) {
         let (mut loading, mut releasing) = (0u64, 0u64);
-        for (held, wanted) in held.files.iter().zip(self.wanted(held.target)) {
+        let (wanted, decoded_bytes) = (self.wanted(held.target), self.demand.decoded_bytes());
+        for (held, wanted) in held.files.iter().zip(&wanted) {
             loading = loading.saturating_add(wanted.minus(&held.pages).bytes());
-            releasing = releasing.saturating_add(held.pages.minus(&wanted).bytes());
+            releasing = releasing.saturating_add(held.pages.minus(wanted).bytes());
         }
+        let target = self.planned(held.target);
+        let wanted_beside = target.beside.saturating_add(decoded_bytes);
+        let wanted_bytes = wanted.iter().map(Runs::bytes).fold(wanted_beside, u64::saturating_add);
         let plan = &self.current.snapshot().value;
-        let beside = beside(&self.schedule, plan.units()).saturating_add(self.demand.decoded_bytes());
-        let wanted_bytes = self.wanted_bytes(held.target);
+        let beside = match plan.units() == held.target {
+            true => target.beside,
+            false => beside(&self.schedule, plan.units()),
+        };
+        let beside = beside.saturating_add(decoded_bytes);
         let mut status = lock(&self.status);
         status.units = plan.units();
         status.resident_bytes = plan.resident_bytes();
         status.held_bytes = held.page_bytes().saturating_add(beside);
         status.wanted_bytes = wanted_bytes;
-        status.demanded_bytes = wanted_bytes.saturating_sub(self.paged_bytes(held.target));
+        status.demanded_bytes = wanted_bytes.saturating_sub(target.bytes());
         status.demanded = self.demand.count();
         (status.loading_bytes, status.releasing_bytes) = (loading, releasing);
     }
@@ -413,7 +454,30 @@ impl Resident<'_> {
 fn sweep(source: &FileSource, kept: &Runs) -> Result<()> {
     let page = page_bytes();
     let end = source.file_bytes().checked_next_multiple_of(page).unwrap_or(u64::MAX);
-    let gone = Runs::up_to(end).minus(kept);
+    release_all(source, &Runs::up_to(end).minus(kept))
+}
+
+fn release_all(source: &FileSource, gone: &Runs) -> Result<()> {
     let released = gone.iter().try_for_each(|run| source.release(run.clone()));
     released.map_err(|e| source.error(e))
+}
+
+/// Pages that verifying `segments` may bring into memory beside those of raw segments: hashes of chunk groups,
+/// compressed segments, and what the system maps around a page that is missed.
+fn touched(file: &Model, segments: Vec<u32>) -> Runs {
+    let archive = file.archive();
+    let hashes = archive.header().chunk_hash_segment.get();
+    let compressed = segments.into_iter().filter_map(|index| archive.segment(index));
+    let compressed = compressed.filter(|segment| segment.compression() != Some(Compression::Raw));
+    let mut ranges: Vec<Range<u64>> = compressed
+        .chain(archive.segment(hashes))
+        .map(|segment| {
+            let start = segment.record().offset.get();
+            start..start.saturating_add(segment.record().stored_bytes.get())
+        })
+        .collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut runs = Runs::default();
+    ranges.into_iter().for_each(|range| runs.push(range));
+    runs.blocks(AROUND_BYTES.max(page_bytes()), 0)
 }

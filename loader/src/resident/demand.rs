@@ -324,16 +324,16 @@ impl Resident<'_> {
         counts: impl Fn(&Key, &Entry<Pages>) -> bool,
     ) -> u64 {
         let counted = || entries.iter().filter(|(key, entry)| counts(key, entry));
-        let pages = self.schedule.files().enumerate().map(|(index, file)| {
-            let planned = file.pages(steps, change::page_bytes());
+        let planned = self.planned(steps);
+        let pages = planned.pages.iter().enumerate().map(|(index, planned)| {
             let there =
                 counted().filter(|((file, _), _)| *file == index).map(|(_, entry)| &entry.value.pages);
             let missing = missing.iter().filter(|part| part.key.0 == index).map(|part| &part.needs.pages);
-            Runs::union(missing.chain(there).chain([&planned])).bytes()
+            Runs::union(missing.chain(there).chain([planned])).bytes()
         });
         let decoded = counted().map(|(_, entry)| entry.value.decoded_bytes);
         let decoded = decoded.chain(missing.iter().map(|part| part.needs.decoded_bytes));
-        pages.chain(decoded).fold(change::beside(&self.schedule, steps), u64::saturating_add)
+        pages.chain(decoded).fold(planned.beside, u64::saturating_add)
     }
 
     /// That what is pinned fits `room` beside the plan of `steps` steps.
@@ -359,7 +359,7 @@ impl Resident<'_> {
         let fits = |entries: &Entries<Pages>| self.total(entries, steps, missing, |_, _| true) <= room;
         let (fits, evicted) = self.demand.make_room(self.options.patience, fits);
         if evicted {
-            self.release(held, held.units())?;
+            self.release_held(held, held.units())?;
         }
         let problem = "budget: others hold what would have to go for what is on demand";
         if fits { Ok(()) } else { Err(Error::busy(self.model.path(), problem.into())) }

@@ -83,7 +83,7 @@ pub(crate) use runs::Runs;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::{Budget, Plan, Schedule, Want};
-use change::Held;
+use change::{Held, Planned};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
@@ -152,6 +152,8 @@ pub struct Resident<'m> {
     turn: Mutex<()>,
     held: Mutex<Held>,
     demand: Demand,
+    /// What the plan takes that was looked at last: a directory is long.
+    planned: Mutex<Option<(usize, Arc<Planned>)>>,
     /// Who brings what is not in the file yet.
     supply: Option<&'m dyn Supply>,
     status: Mutex<Status>,
@@ -225,6 +227,7 @@ impl Model {
             turn: Mutex::new(()),
             held: Mutex::new(Held::nothing(&files, budget)),
             demand: Demand::default(),
+            planned: Mutex::default(),
             supply: None,
             files,
             options,
