@@ -27,8 +27,9 @@ pub(crate) fn clippy(root: &Path) -> Result<()> {
         Cmd::cargo(root).args(["clippy", "--locked"]).args(args).args(["--", "-D", "warnings"]).run()
     };
     clippy(&["--workspace", "--all-targets", "--all-features"])?;
-    // Each set of packages has its own features of what it depends on, which is compiled anew: two sets.
-    for packages in packages_with_features(root)?.iter().filter(|packages| !packages.is_empty()) {
+    // One build for all: each set of packages has its own features of what it depends on, compiled anew.
+    let packages = packages_with_features(root)?;
+    if !packages.is_empty() {
         let packages = packages.iter().flat_map(|package| ["-p", package]);
         clippy(&packages.chain(["--no-default-features"]).collect::<Vec<_>>())?;
     }
@@ -38,9 +39,9 @@ pub(crate) fn clippy(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names of the workspace's packages that declare at least one feature: those of which another package wants
-/// a feature, then the others.
-fn packages_with_features(root: &Path) -> Result<[Vec<String>; 2]> {
+/// Names of the workspace's packages that declare at least one feature, without those of which another
+/// package wants one: `asan` compiles `cmf-format` without its features, and the fuzz crate `cmf-loader`.
+fn packages_with_features(root: &Path) -> Result<Vec<String>> {
     let text =
         Cmd::cargo(root).args(["metadata", "--locked", "--no-deps", "--format-version", "1"]).output()?;
     let metadata: serde_json::Value = serde_json::from_str(&text).context("cargo metadata")?;
@@ -50,14 +51,14 @@ fn packages_with_features(root: &Path) -> Result<[Vec<String>; 2]> {
         let mut of_name = dependencies.filter(|dependency| dependency["name"] == name);
         of_name.any(|dependency| dependency["features"].as_array().is_some_and(|wanted| !wanted.is_empty()))
     };
-    let mut sets = [Vec::new(), Vec::new()];
+    let mut names = Vec::new();
     for package in packages {
         let name = package["name"].as_str().context("package has no name")?;
-        if package["features"].as_object().is_some_and(|features| !features.is_empty()) {
-            sets[usize::from(!wanted(name))].push(name.to_owned());
+        if package["features"].as_object().is_some_and(|features| !features.is_empty()) && !wanted(name) {
+            names.push(name.to_owned());
         }
     }
-    Ok(sets)
+    Ok(names)
 }
 
 /// Rustdoc with warnings denied.
