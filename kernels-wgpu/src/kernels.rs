@@ -2,7 +2,8 @@
 
 use crate::device::scoped;
 use crate::error::{Error, Result};
-use crate::packed::Numbers;
+use crate::mapped;
+use crate::packed::{Numbers, Reader};
 use crate::template::compose;
 use crate::windows::{HASHED_THREADS, Tables, Together};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -97,6 +98,18 @@ impl<'b> Bound<'b> {
     }
 }
 
+/// What the pipelines that multiply with a node depend on beside its shape, and for which tiles of activations
+/// they are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    pub(crate) tiles: u32,
+    pub(crate) is_hashed: bool,
+    /// Weights of a path, and of the axis that it is along.
+    pub(crate) path: (u32, u32),
+    pub(crate) reader: Reader,
+    pub(crate) numbers: Numbers,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     pipeline: wgpu::ComputePipeline,
@@ -112,6 +125,8 @@ pub struct Kernels {
     maps: bool,
     subgroups: Option<(u32, u32)>,
     pipelines: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
+    /// By rows and columns, what pipelines have been compiled ahead for.
+    ahead: Mutex<HashMap<(u32, u32), Vec<Ahead>>>,
     /// Two bits for each size of the tiles of activations that there were, a power of two: alone, several.
     tiles: AtomicU32,
     tables: Tables,
@@ -155,6 +170,7 @@ impl Kernels {
             tuning,
             maps: device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS) && own_memory(&info),
             pipelines: Mutex::default(),
+            ahead: Mutex::default(),
             tiles: AtomicU32::new(0),
             tables: Tables::default(),
             nothing,
@@ -246,8 +262,8 @@ impl Kernels {
         scoped(&self.device, || self.device.create_buffer(&descriptor))
     }
 
-    /// A storage buffer with `parts`, each where it says, and zeros between them, on a device that
-    /// [`Kernels::maps`] buffers.
+    /// A storage buffer with `parts`, each where it says, in ascending order, and zeros between them, on a device
+    /// that [`Kernels::maps`] buffers.
     pub(crate) fn storage_of(
         &self,
         bytes: u64,
@@ -255,6 +271,9 @@ impl Kernels {
         parts: &[(u64, &[u8])],
     ) -> Result<wgpu::Buffer> {
         let descriptor = self.storage_descriptor(bytes, usage | wgpu::BufferUsages::MAP_WRITE)?;
+        if let Some(buffer) = mapped::filled(&self.device, &descriptor, parts)? {
+            return Ok(buffer);
+        }
         let descriptor = wgpu::BufferDescriptor { mapped_at_creation: true, ..descriptor };
         scoped(&self.device, || {
             let buffer = self.device.create_buffer(&descriptor);
@@ -326,10 +345,26 @@ impl Kernels {
         self.tiles.fetch_or(1 << bit, Ordering::Relaxed);
     }
 
-    /// The tiles of activations that there were, each with whether there were several.
-    pub(crate) fn tiles_seen(&self) -> impl Iterator<Item = (u32, bool)> {
-        let seen = self.tiles.load(Ordering::Relaxed);
+    /// The tiles of activations that there were, as one number.
+    pub(crate) fn tiles_seen(&self) -> u32 {
+        self.tiles.load(Ordering::Relaxed)
+    }
+
+    /// The tiles that [`Kernels::tiles_seen`] has, each with whether there were several.
+    pub(crate) fn tiles_of(seen: u32) -> impl Iterator<Item = (u32, bool)> {
         (0..u32::BITS).filter(move |bit| seen >> bit & 1 == 1).map(|bit| (1 << (bit / 2), bit % 2 == 1))
+    }
+
+    /// Whether pipelines have been compiled for nodes like this one, of which there are `rows` and `cols`.
+    pub(crate) fn is_ahead(&self, shape: (u32, u32), node: &Ahead) -> bool {
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.get(&shape).is_some_and(|nodes| nodes.contains(node))
+    }
+
+    /// Notes that they have been.
+    pub(crate) fn compiled_ahead(&self, shape: (u32, u32), node: Ahead) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.entry(shape).or_default().push(node);
     }
 
     fn compile(&self, permutation: &Permutation, source: String) -> Pipeline {

@@ -76,6 +76,7 @@ mod context;
 mod device;
 mod error;
 mod kernels;
+mod mapped;
 mod matrix;
 mod memory;
 mod packed;

@@ -1,7 +1,7 @@
 //! Dispatches of a matrix: products, rows of its sum, rows of the matrix.
 
 use crate::error::{Error, Result, product};
-use crate::kernels::{Bound, GROUPS_MAX, Kernels, Permutation, Tuning};
+use crate::kernels::{Ahead, Bound, GROUPS_MAX, Kernels, Permutation, Tuning};
 use crate::matrix::{GpuMatrix, Held, LowRank, Node};
 use crate::packed::Reader;
 use crate::params::{FillParams, OuterParams, Params, TermParams};
@@ -293,14 +293,27 @@ impl Kernels {
     /// Compiles what will multiply with `node`, alone and beside others, and with as many activations as
     /// there have been: products after a change of budget do not wait for a compiler.
     pub(crate) fn compile_ahead(&self, node: &Node) -> Result<()> {
-        for (m, several) in self.tiles_seen() {
-            let vectors = uniform_vectors(self, m, node.first_col.saturating_add(node.cols));
+        let tiles = self.tiles_seen();
+        let shape = (node.rows, node.first_col.saturating_add(node.cols));
+        let ahead = Ahead {
+            tiles,
+            is_hashed: node.hashed.is_some(),
+            path: (node.term.a, node.term.e),
+            reader: node.reader,
+            numbers: node.numbers.clone(),
+        };
+        if self.is_ahead(shape, &ahead) {
+            return Ok(());
+        }
+        for (m, several) in Self::tiles_of(tiles) {
+            let vectors = uniform_vectors(self, m, shape.1);
             let all: &[usize] = if node.reader == Reader::Quads { &[1, TERMS] } else { &[1] };
             for terms in all {
                 self.pipeline(self.multiplication(node, *terms, m, several, vectors))?;
             }
             self.pipeline(Permutation { kernel: "fill", numbers: vec![("WIDTH", WIDTH.into())] })?;
         }
+        self.compiled_ahead(shape, ahead);
         Ok(())
     }
 

@@ -66,6 +66,36 @@ fn a_lost_device_is_an_error() -> TestResult {
 }
 
 #[test]
+fn uploads_to_a_lost_device_are_errors() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    small(&context)?;
+    context.device().destroy();
+    let _ = context.wait();
+    let error = small(&context).err().ok_or("it is there")?;
+    let error = error.downcast::<cmf_kernels_wgpu::Error>()?;
+    assert_eq!(error.kind(), ErrorKind::Device);
+    Ok(())
+}
+
+#[test]
+fn units_that_go_give_their_memory_back() -> TestResult {
+    let Some(context) = context()? else { return Ok(()) };
+    let taken = || context.device().generate_allocator_report().map(|report| report.total_allocated_bytes);
+    let Some(before) = taken() else {
+        eprintln!("SKIPPED: wgpu does not say");
+        return Ok(());
+    };
+    let mut matrix = small(&context)?;
+    let bytes = matrix.bytes();
+    let with = taken().unwrap_or(0);
+    assert!((bytes..bytes + 4096).contains(&(with - before)), "{before}, {with} with {bytes}");
+    assert!(matrix.remove(0));
+    context.wait()?;
+    assert_eq!((matrix.bytes(), taken()), (0, Some(before)));
+    Ok(())
+}
+
+#[test]
 fn memory_that_is_not_there_is_an_error() -> TestResult {
     let Some(context) = context()? else { return Ok(()) };
     let error = context.buffer(usize::MAX / 8).map_err(|e| e.kind());
