@@ -1,4 +1,4 @@
-//! The uniforms of the kernels, field by field as in `wgsl/`.
+//! The uniforms of the kernels, field by field as in `wgsl/`: `tests/shaders.rs` compares them.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -41,10 +41,12 @@ pub(crate) struct Params {
     pub(crate) x_tile: u32,
     pub(crate) ids_at: u32,
     pub(crate) gathers: u32,
-    pub(crate) unused: [u32; 3],
+    pub(crate) unused0: u32,
+    pub(crate) unused1: u32,
+    pub(crate) unused2: u32,
 }
 
-/// `Params` of `transform.wgsl`.
+/// `Params` of `transform_params.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct TransformParams {
@@ -60,19 +62,6 @@ pub(crate) struct TransformParams {
     pub(crate) out_stride: u32,
     pub(crate) tile: u32,
     pub(crate) span: u32,
-}
-
-/// `Params` of `layout.wgsl`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct LayoutParams {
-    pub(crate) size: u32,
-    pub(crate) padded: u32,
-    pub(crate) batch: u32,
-    pub(crate) uses: u32,
-    pub(crate) in_at: u32,
-    pub(crate) in_stride: u32,
-    pub(crate) factor: f32,
 }
 
 /// `Params` of `butterfly.wgsl`.

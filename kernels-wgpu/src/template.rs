@@ -30,6 +30,7 @@ const FILES: &[(&str, &str)] = &[
     ("decode", include_str!("../wgsl/decode.wgsl")),
     ("sparse", include_str!("../wgsl/sparse.wgsl")),
     ("outer", include_str!("../wgsl/outer.wgsl")),
+    ("transform_params", include_str!("../wgsl/transform_params.wgsl")),
     ("transform", include_str!("../wgsl/transform.wgsl")),
     ("hadamard", include_str!("../wgsl/hadamard.wgsl")),
     ("layout", include_str!("../wgsl/layout.wgsl")),

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, index, product};
 use crate::kernels::{Bound, Kernels, Permutation};
-use crate::params::{ButterflyParams, LayoutParams, TransformParams};
+use crate::params::{ButterflyParams, TransformParams};
 use crate::upload::Uploader;
 use crate::workspace::{Scratch, Workspace, grown};
 use cmf_format::transform::{Kind, Side, Signs, Transform};
@@ -415,19 +415,6 @@ impl Kernels {
         let factor = (1.0 / f64::from(whole_block.max(1)).sqrt()) as f32;
         let stride = |stride| if batch > 1 { stride } else { 0 };
         let by_four = [size, in_at, stride(in_stride)].iter().all(|n| n.is_multiple_of(4));
-        if tile > 0 && step.block == 0 && step.indices.is_none() {
-            let params = LayoutParams { size, padded, batch, uses, in_at, in_stride, factor };
-            let [pre, post] =
-                [&step.pre, &step.post].map(|list| list.as_ref().map_or(self.nothing(), Bound::all));
-            let numbers = vec![("M", tile.into()), ("VEC", by_four.into()), ("WIDTH", WIDTH.into())];
-            return self.dispatch(
-                pass,
-                Permutation { kernel: "layout", numbers },
-                bytemuck::bytes_of(&params),
-                &[source, target, pre, post],
-                [(padded / 4 * tile.div_ceil(4)).div_ceil(WIDTH), rows / tile, 1],
-            );
-        }
         let params = TransformParams {
             size,
             padded,
@@ -442,6 +429,18 @@ impl Kernels {
             tile,
             span,
         };
+        if tile > 0 && step.block == 0 && step.indices.is_none() {
+            let [pre, post] =
+                [&step.pre, &step.post].map(|list| list.as_ref().map_or(self.nothing(), Bound::all));
+            let numbers = vec![("M", tile.into()), ("VEC", by_four.into()), ("WIDTH", WIDTH.into())];
+            return self.dispatch(
+                pass,
+                Permutation { kernel: "layout", numbers },
+                bytemuck::bytes_of(&params),
+                &[source, target, pre, post],
+                [(padded / 4 * tile.div_ceil(4)).div_ceil(WIDTH), rows / tile, 1],
+            );
+        }
         let mut bindings = vec![source, target];
         let lists = [&step.indices, &step.pre, &step.post];
         bindings.extend(lists.map(|list| list.as_ref().map_or(self.nothing(), Bound::all)));

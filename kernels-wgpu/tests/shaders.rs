@@ -118,3 +118,35 @@ fn permutations_are_valid() -> TestResult {
     assert!(checked > 150, "{checked} permutations");
     Ok(())
 }
+
+/// Fields of a structure, each with its type, of Rust or of WGSL.
+fn fields(text: &str, structure: &str) -> Result<Vec<(String, String)>, String> {
+    let start = format!("struct {structure} {{\n");
+    let (_, rest) = text.split_once(&start).ok_or_else(|| format!("no {structure}"))?;
+    let (body, _) = rest.split_once("\n}").ok_or_else(|| format!("{structure} has no end"))?;
+    let lines = body.lines().filter_map(|line| line.trim().trim_end_matches(',').split_once(": "));
+    let named = lines.filter(|(name, _)| !name.starts_with("//"));
+    Ok(named.map(|(name, ty)| (name.trim_start_matches("pub(crate) ").to_owned(), ty.to_owned())).collect())
+}
+
+/// All are scalars of four bytes, so that the same fields in the same order are the same bytes.
+#[test]
+fn uniforms_have_the_same_fields_in_rust() -> TestResult {
+    let rust = include_str!("../src/params.rs");
+    for (ours, theirs, text) in [
+        ("TermParams", "Term", include_str!("../wgsl/params.wgsl")),
+        ("Params", "Params", include_str!("../wgsl/params.wgsl")),
+        ("TransformParams", "Params", include_str!("../wgsl/transform_params.wgsl")),
+        ("ButterflyParams", "Params", include_str!("../wgsl/butterfly.wgsl")),
+        ("FillParams", "Params", include_str!("../wgsl/fill.wgsl")),
+        ("OuterParams", "Params", include_str!("../wgsl/outer.wgsl")),
+    ] {
+        let mut theirs = fields(text, theirs)?;
+        // Terms follow as records of their own.
+        theirs.retain(|(name, _)| name != "terms");
+        assert!(!theirs.is_empty(), "{ours}");
+        assert!(theirs.iter().all(|(_, ty)| ty == "u32" || ty == "f32"), "{ours}: {theirs:?}");
+        assert_eq!(fields(rust, ours)?, theirs, "{ours}");
+    }
+    Ok(())
+}

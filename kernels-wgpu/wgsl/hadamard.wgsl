@@ -1,22 +1,7 @@
 // post * factor * H(pre * x), row by row: `transform` without indices, of whole rows of a multiple of four
 // elements that begin at one. H is Hadamard blocks of 4 to SPAN elements, in workgroup memory: a thread has
 // up to eight vectors, and makes three rounds of butterflies before it puts them back.
-struct Params {
-  size: u32,
-  padded: u32,
-  block: u32,
-  factor: f32,
-  // Bits: 2 pre, 4 post, 8 factor.
-  uses: u32,
-  batch: u32,
-  in_at: u32,
-  in_stride: u32,
-  out_at: u32,
-  out_stride: u32,
-  tile: u32,
-  span: u32,
-}
-@group(0) @binding(0) var<uniform> p: Params;
+#import transform_params
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> pre: array<vec4<f32>>;

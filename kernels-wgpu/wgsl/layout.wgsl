@@ -2,22 +2,12 @@
 // element's next to each other, zero from `size` to `padded` and for activations that fill up the last tile.
 // A thread has four elements of four activations, or of one if M is 1. VEC: 1 if all that is read begins
 // at a multiple of four elements.
-struct Params {
-  size: u32,
-  padded: u32,
-  batch: u32,
-  // As in `transform`.
-  uses: u32,
-  in_at: u32,
-  in_stride: u32,
-  factor: f32,
-}
+#import transform_params
 #let PARTS = (M + 3) / 4
 #let EACH = 4
 #if M == 1
 #let EACH = 1
 #end
-@group(0) @binding(0) var<uniform> p: Params;
 #if VEC == 1
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> pre: array<vec4<f32>>;

@@ -2,23 +2,7 @@
 // to (spec: transforms). H is Hadamard blocks of up to SPAN elements in workgroup memory. The result is
 // plain, or laid out for `multiply`: tiles of `tile` activations, zero from `size` to `padded` and for
 // activations that fill up the last tile.
-struct Params {
-  size: u32,
-  padded: u32,
-  block: u32,
-  factor: f32,
-  // Bits: 1 indices, 2 pre, 4 post, 8 factor.
-  uses: u32,
-  batch: u32,
-  in_at: u32,
-  in_stride: u32,
-  out_at: u32,
-  out_stride: u32,
-  // Activations of a tile, 0 for a plain result.
-  tile: u32,
-  span: u32,
-}
-@group(0) @binding(0) var<uniform> p: Params;
+#import transform_params
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 @group(0) @binding(3) var<storage, read> indices: array<u32>;
