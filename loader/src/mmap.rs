@@ -60,6 +60,19 @@ impl Map {
         }
     }
 
+    /// [`Map::populate`] before bytes `range` of the file, which the map is of and which still has them,
+    /// are read once: where the system has all of them in its cache, reading them cannot fail, and they
+    /// are brought in when they are touched, sixteen pages at a time instead of one.
+    pub(crate) fn ready(&self, file: &File, range: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if linux::all_cached(file, &range) {
+            return Ok(());
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = file;
+        self.populate(range)
+    }
+
     /// Makes the pages of `range` resident: [`Map::populate`], and pages around those that are missed
     /// later are brought in again.
     pub(crate) fn hold(&self, range: Range<usize>) -> io::Result<()> {
@@ -137,6 +150,7 @@ mod linux {
     use rustix::mm::{self, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
     use std::fs::File;
     use std::io;
+    use std::os::fd::AsRawFd;
 
     /// That `range` is one of the map and begins with a page.
     pub(super) fn check(map: &Mmap, range: &Range<usize>) -> io::Result<()> {
@@ -165,6 +179,24 @@ mod linux {
         // what was there. Copies that `own` made are never under it: `disown` replaces them. The
         // other advice changes nothing that a program can read.
         unsafe { mm::madvise(map.as_ptr().add(start).cast_mut().cast::<c_void>(), range.end - start, advice) }
+    }
+
+    /// Whether all pages of bytes `range` of `file` are in the system's cache. No, too, where the system
+    /// does not say: before Linux 6.5, or of a file that is not the user's own.
+    pub(super) fn all_cached(file: &File, range: &Range<usize>) -> bool {
+        /// `cachestat`, which has this number on every architecture.
+        const CACHESTAT: libc::c_long = 451;
+        let bytes = [range.start as u64, range.len() as u64];
+        // Pages in the cache, dirty ones, those being written, evicted ones, recently evicted ones.
+        let mut counts = [0_u64; 5];
+        // SAFETY: the call reads the two numbers of `bytes` (`struct cachestat_range`) and writes five to
+        // `counts` (`struct cachestat`), which live until it returns; it keeps neither.
+        let result =
+            unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), bytes.as_ptr(), counts.as_mut_ptr(), 0) };
+        let page = rustix::param::page_size();
+        let pages = range.end.div_ceil(page) - range.start / page;
+        // A length of 0 is to the end of the file.
+        result == 0 && !range.is_empty() && counts[0] >= pages as u64
     }
 
     /// Anonymous memory that is going to replace a part of a map.

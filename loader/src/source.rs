@@ -422,10 +422,12 @@ impl Source for FileSource {
         let part_bytes = if self.borrows() { VISIT_MAP_BYTES } else { VISIT_READ_BYTES };
         let parts = range.clone().step_by(part_bytes as usize);
         let mut parts = parts.map(|start| start..range.end.min(start.saturating_add(part_bytes)));
-        if let Bytes::Mapped(_, map) = &self.bytes {
+        if let Bytes::Mapped(file, map) = &self.bytes {
             return parts.try_for_each(|part| {
                 let bytes = self.mapped(part.clone()).unwrap_or(&[]);
-                map.populate(part.start as usize..part.end as usize).map_err(|e| failed(part.start, e))?;
+                self.check_length(part.start)?;
+                let range = part.start as usize..part.end as usize;
+                map.ready(file, range).map_err(|e| failed(part.start, e))?;
                 visit(bytes)
             });
         }
