@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 const BITS_MAX: i64 = 14;
 /// Most rows of an entry: a signed byte each.
 const ROWS_MAX: i64 = 4;
+/// The highest byte of an entry.
+const HIGHEST: i64 = 3;
 
 /// How many rows an entry has, for a table of signed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,16 +34,20 @@ impl Together {
         })
     }
 
-    /// Byte `i` of an entry is the value of row `i`.
+    /// The highest byte of an entry is the value of the last row, the lowest ones are those of the rows before:
+    /// what is in the highest and the lowest byte is had with one operation.
     pub(crate) fn table(self, values: &[f32]) -> Vec<u8> {
         let mask = values.len().saturating_sub(1);
-        let byte = |windows: usize, row: i64| {
-            let value =
-                if row < self.rows { values.get(windows >> (row * self.step_bits) & mask) } else { None };
+        let byte = |windows: usize, place: i64| {
+            let row = match place {
+                HIGHEST => Some(self.rows - 1),
+                _ => (place < self.rows - 1).then_some(place),
+            };
+            let value = row.and_then(|row| values.get(windows >> (row * self.step_bits) & mask));
             value.map_or(0, |v| (*v as i8) as u8)
         };
         (0..1usize << self.bits)
-            .flat_map(|windows| (0..ROWS_MAX).map(move |row| byte(windows, row)))
+            .flat_map(|windows| (0..=HIGHEST).map(move |place| byte(windows, place)))
             .collect()
     }
 }
@@ -149,9 +155,10 @@ mod tests {
             let table = together.table(&values);
             assert_eq!(table.len(), 4 << bits);
             for (windows, entry) in table.chunks(4).enumerate() {
-                for (row, byte) in entry.iter().enumerate().take(rows as usize) {
+                for row in 0..rows as usize {
                     let window = windows >> (row * step_bits as usize) & (values.len() - 1);
-                    assert_eq!(f32::from(*byte as i8), values[window], "windows {windows}, row {row}");
+                    let byte = entry[if row + 1 == rows as usize { 3 } else { row }];
+                    assert_eq!(f32::from(byte as i8), values[window], "windows {windows}, row {row}");
                 }
             }
         }

@@ -118,12 +118,13 @@ fn main(
 #end
 #end
 #end
+  let steps = p.steps;
 #if FUSED == 1
 #for t in 0..TERMS
   let here${t} = ((p.terms_held >> ${t}u) & 1u) != 0u;
 #use begin
 #end
-  for (var step = lane; step < p.steps; step += ${LANES}u) {
+  for (var step = lane; step < steps; step += ${LANES}u) {
     let column = step * 4u;
 #for r in 0..R
     var total${r} = vec4<f32>(0.0);
@@ -161,9 +162,10 @@ fn main(
 #end
 #end
 #if M == 1 && SHARES > 0
+    let looks_at = tile + (p.first_col >> 2u) + invocation;
     var seen = vec4<f32>(0.0);
 #end
-    for (var step = lane; step < p.steps; step += ${LANES}u) {
+    for (var step = lane; step < steps; step += ${LANES}u) {
 #use load
 #if M == 1 && FACTOR == 2
 #for r in 0..R
@@ -179,7 +181,7 @@ fn main(
 #if SHARES > QUADS
       if step % ${SHARES / QUADS}u == 0u
 #end
-      { seen = x[tile + (p.first_col >> 2u) + step * ${QUADS}u + ${q}u + invocation]; }
+      { seen = x[looks_at + step * ${QUADS}u + ${q}u]; }
 #end
 #end
       {
@@ -229,7 +231,11 @@ fn main(
     }
 #if M == 1 && FACTOR == 1
 #for r in 0..R
+#if LUT == 3
+    sum${r}_0 += (part${r} * 0x1p-24f) * factor${r};
+#else
     sum${r}_0 += part${r} * factor${r};
+#end
 #end
 #end
   }

@@ -8,7 +8,7 @@
 // ASKS: 1 if a thread asks the one before it for the last word of its tile, which is the first that it needs.
 // LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory, 3 in a
 // uniform buffer whose entries have the values of AT_ONCE rows, signed bytes, by the JOINT bits of their
-// windows, 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
+// windows (a row's values are 2^24 times as large then, if M is 1 and they share a factor), 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
 // linear map makes of those before. ENTRIES: of the table.
 // term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
 #if LUT == 1
@@ -213,7 +213,21 @@ var w${r} = vec4<f32>((v${r} << (index${r} & vec4<u32>(24u))) >> vec4<u32>(24u))
 #use windows
 let v${FIRST} = bitcast<vec4<i32>>(vec4<u32>(lut${t}[n${FIRST}.x >> 2u][n${FIRST}.x & 3u], lut${t}[n${FIRST}.y >> 2u][n${FIRST}.y & 3u], lut${t}[n${FIRST}.z >> 2u][n${FIRST}.z & 3u], lut${t}[n${FIRST}.w >> 2u][n${FIRST}.w & 3u]));
 #for r in NEW..FIRST + AT_ONCE
-var w${r} = vec4<f32>((v${FIRST} << vec4<u32>(${24 - (r - FIRST) * 8}u)) >> vec4<u32>(24u));
+// The last row is in the highest byte, others from the lowest on.
+#let SHIFT = 24 - (r - FIRST) * 8
+#if r == FIRST + AT_ONCE - 1
+#let SHIFT = 0
+#end
+#if M > 1 || FACTOR == 0
+var w${r} = vec4<f32>((v${FIRST} << vec4<u32>(${SHIFT}u)) >> vec4<u32>(24u));
+#else
+// As it is in the highest byte: what a row comes to is put right at its end.
+#if SHIFT == 24
+var w${r} = vec4<f32>(v${FIRST} << vec4<u32>(24u));
+#else
+var w${r} = vec4<f32>((v${FIRST} << vec4<u32>(${SHIFT}u)) & vec4<i32>(-0x1000000));
+#end
+#end
 #use done
 #end
 #end
