@@ -1,7 +1,7 @@
 //! The checks that are cargo commands. Each takes the workspace it works on, so that the
 //! `can-fail` step can point it at scratch crates that must fail.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -78,9 +78,15 @@ fn workspace_test(root: &Path) -> Cmd {
     Cmd::cargo(root).args(["test", "--locked", "--workspace"])
 }
 
+/// Program `name` as the tests have it: after them there is nothing to compile. Building it alone wants
+/// other features of what it depends on, and so all of that once more.
+pub(crate) fn test_program(root: &Path, name: &str) -> Result<PathBuf> {
+    workspace_test(root).arg("--no-run").run()?;
+    Ok(root.join("target/debug").join(name))
+}
+
 /// The Rust half of the tests: all of them, then those of the encoders again as users run encoders.
 /// What the compiler makes of their loops differs between profiles, and once was wrong in one alone.
-/// The release build shares its dependencies with that of `cmf`, which the Python half needs.
 pub(crate) fn rust_test(root: &Path) -> Result<()> {
     let required = if gpu::provide(root)? { "1" } else { "0" };
     workspace_test(root).env("CMF_REQUIRE_GPU", required).run()?;

@@ -47,7 +47,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "demo",
         about: "the demo on a made-up model",
-        run: |root| demo::run(root, &demo::Options::OFFLINE),
+        run: |root| demo::run(root, &demo::Options::AFTER_TESTS),
     },
 ];
 

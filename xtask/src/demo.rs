@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cmd::Cmd;
-use crate::{python, sample};
+use crate::{checks, python, sample};
 
 /// Built-in recipes in the order of the table.
 const RECIPES: &[&str] = &["lossless", "q8", "q4", "q4-sparse", "q3-lowrank", "vq2"];
@@ -71,11 +71,16 @@ pub(crate) struct Options {
     recipes: &'static [&'static str],
     /// The file of any size, which takes most of the time.
     any_size: bool,
+    /// By the program that the tests had, not one that is compiled for it.
+    after_tests: bool,
 }
 
 impl Options {
     /// All on the made-up model.
-    pub(crate) const OFFLINE: Self = Self { package: None, recipes: RECIPES, any_size: true };
+    pub(crate) const OFFLINE: Self =
+        Self { package: None, recipes: RECIPES, any_size: true, after_tests: false };
+    /// The same, as a step after the tests.
+    pub(crate) const AFTER_TESTS: Self = Self { after_tests: true, ..Self::OFFLINE };
 
     pub(crate) fn parse(flags: &[&str]) -> Result<Self> {
         let mut options = Self { package: Some(&SMOLLM2), ..Self::OFFLINE };
@@ -120,8 +125,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let dir = root.join(FOLDER);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let model = model(root, options)?;
-    Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
-    let cmf = Cli { root, model: &model.path };
+    let program = if options.after_tests {
+        checks::test_program(root, "cmf")?
+    } else {
+        Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
+        root.join("target/release/cmf")
+    };
+    let cmf = Cli { root, program, model: &model.path };
     let rows = options.recipes.iter().map(|recipe| cmf.row(recipe)).collect::<Result<Vec<_>>>()?;
     let last = archive(options.recipes.last().context("no recipes")?);
     println!("\n--- inspect");
@@ -220,12 +230,13 @@ fn archive(recipe: &str) -> PathBuf {
 /// The built command on one model. Paths are from the root of the workspace, where it runs.
 struct Cli<'a> {
     root: &'a Path,
+    program: PathBuf,
     model: &'a Path,
 }
 
 impl Cli<'_> {
     fn command(&self) -> Cmd {
-        Cmd::new(self.root.join("target/release/cmf"), self.root)
+        Cmd::new(&self.program, self.root)
     }
 
     /// Converts with one recipe, verifies, exports, and measures the export against the source.

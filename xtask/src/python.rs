@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cmd::Cmd;
-use crate::sample;
+use crate::{checks, sample};
 
 /// What the reference reader imports, one requirement a line.
 const REQUIREMENTS: &str = "spec/reference/requirements.txt";
@@ -30,8 +30,7 @@ fn recipes(root: &Path, script: &dyn Fn(&str) -> Cmd) -> Result<()> {
     let dir = root.join("target/python-recipes");
     let model = dir.join("random-llama");
     sample::write(&model)?;
-    Cmd::cargo(root).args(["build", "--locked", "--release", "-p", "cmf-cli"]).run()?;
-    let program = root.join("target/release/cmf");
+    let program = checks::test_program(root, "cmf")?;
     let cmf = || Cmd::new(&program, root);
     let (archive, exported) = (dir.join("model.cmf"), dir.join("model.safetensors"));
     let recipes = names(&cmf().args(["recipe", "--json"]).output()?)?;

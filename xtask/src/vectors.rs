@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::checks;
 use crate::cmd::Cmd;
 
 const COMMITTED: &str = "spec/vectors";
@@ -27,10 +28,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 }
 
 fn generate(root: &Path, dir: &Path) -> Result<()> {
-    Cmd::cargo(root)
-        .args(["run", "--locked", "--quiet", "-p", "cmf-tests", "--bin", "vectors", "--"])
-        .arg(dir)
-        .run()
+    Cmd::new(checks::test_program(root, "vectors")?, root).arg(dir).run()
 }
 
 /// Fails with the names of files that are missing, superfluous or different; gives their number
