@@ -164,16 +164,15 @@ fn read_child(child: Node<'_, '_>, group_rows: usize, wanted: Wanted<'_>) -> Res
     }
     let cols = child.view.cols();
     let Wanted { simd, rows, out, work } = wanted;
-    let mut last: Option<usize> = None;
-    for (place, row) in rows.enumerate() {
+    let (mut row, mut rest) = (rows.start, out);
+    while row < rows.end {
         let index = if height == 1 { 0 } else { row / group_rows };
-        if last == Some(index) {
-            out.copy_within((place - 1) * cols..place * cols, place * cols);
-        } else {
-            let out = out.get_mut(place * cols..(place + 1) * cols).unwrap_or(&mut []);
-            child.decode(Wanted { simd, rows: index..index + 1, out, work })?;
-        }
-        last = Some(index);
+        let end = if height == 1 { rows.end } else { rows.end.min((index + 1) * group_rows) };
+        let (group, next) = rest.split_at_mut(rest.len().min((end - row) * cols));
+        let (first, others) = group.split_at_mut(group.len().min(cols));
+        child.decode(Wanted { simd, rows: index..index + 1, out: &mut *first, work })?;
+        others.chunks_exact_mut(cols.max(1)).for_each(|other| other.copy_from_slice(first));
+        (row, rest) = (end, next);
     }
     Ok(())
 }

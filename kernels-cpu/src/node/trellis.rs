@@ -10,8 +10,8 @@ use crate::work::Work;
 use cmf_format::encoding::trellis::{Axis, View};
 use core::ops::Range;
 
-/// Rows of words that are summed at a time.
-const WORD_ROWS: usize = 8;
+/// Rows of words that are summed at a time, of one token and of several.
+const WORD_ROWS: [usize; 2] = [64, 8];
 
 /// What is prepared of a node.
 #[derive(Debug)]
@@ -66,19 +66,24 @@ impl Plan {
         let (tokens, height) = (input.tokens, 32 / self.step_bits);
         let (mut panel, mut lanes) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.lanes));
         let mut sums = core::mem::take(&mut work.scales);
-        let panel_blocks = height.max(2 * tokens) * input.blocks;
+        let panel_blocks = height * input.blocks;
         let panel_row = panel.sized(panel_blocks);
-        let of_tokens = lanes.sized(tokens * height / 8);
+        let of_tokens = lanes.sized(tokens * height / 4);
         let first = rows.start;
-        let done = self.each_part(simd, view, rows, WORD_ROWS, work, &mut |part, scales| {
+        let word_rows = WORD_ROWS[usize::from(tokens > 1)];
+        let done = self.each_part(simd, view, rows, word_rows, work, &mut |part, scales| {
             let count = part.words.pairs().count() * tokens * height;
             let sums = sums.sized(count);
             arch::trellis_fast(simd, &part.words, input, panel_row, of_tokens, sums);
             let outs = out.chunks_exact_mut(tokens).skip(part.rows.start - first);
-            for ((row, out), scale) in (part.skip..).zip(outs).zip(scales) {
-                let start = row / height * tokens * height + row % height;
-                let sums = sums.get(start..).unwrap_or(&[]).iter().step_by(height);
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale);
+            let mut rows = outs.zip(scales);
+            let mut skip = part.skip;
+            for sums in sums.chunks_exact(tokens * height) {
+                for ((out, scale), row) in rows.by_ref().take(height - skip).zip(skip..) {
+                    let sums = sums.get(row..).unwrap_or(&[]).iter().step_by(height);
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale);
+                }
+                skip = 0;
             }
         });
         (work.panel, work.lanes, work.scales) = (panel, lanes, sums);

@@ -46,16 +46,18 @@ pub(super) fn load_16(bytes: &[u8; 16]) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
-/// 32 bytes and 32 bytes; fewer are zeros.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn load_halves(first: &[u8], second: &[u8]) -> __m512i {
-    let half = |bytes: &[u8]| match bytes.first_chunk::<32>() {
-        // SAFETY: the array has the 32 bytes that are read.
-        Some(bytes) => unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) },
-        None => _mm512_castsi512_si256(load_part(bytes, 32)),
-    };
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(first)), half(second))
+#[target_feature(enable = "avx512f")]
+pub(super) fn load_32(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the array has the 32 bytes that are read.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn store_32(bytes: __m256i, out: &mut [u8; 32]) {
+    // SAFETY: the array has room for the 32 bytes that are written.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) }
 }
 
 #[inline]
