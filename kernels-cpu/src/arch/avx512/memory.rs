@@ -55,13 +55,6 @@ pub(super) fn load_32(bytes: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn store_32(bytes: __m256i, out: &mut [u8; 32]) {
-    // SAFETY: the array has room for the 32 bytes that are written.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
 pub(super) fn load_codes(bytes: &[i8; 64]) -> __m512i {
     // SAFETY: the array has the 64 bytes that are read.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }

@@ -17,8 +17,11 @@ use crate::operands::Kind;
 mod lookup;
 mod strip;
 
-/// Pairs of rows of words that are taken apart at a time for one token.
+/// Blocks of a strip and pairs of rows of words of a tile, for one token.
+const BLOCKS: usize = 8;
 const PAIRS: usize = 4;
+/// Halves of vectors of such a strip.
+const HALVES: usize = 2 * PAIRS + 2;
 /// Tokens that share what is loaded of weights.
 const TOKENS: usize = 4;
 
@@ -64,56 +67,94 @@ pub(in crate::arch) fn trellis_fast(
     }
 }
 
-/// Sums of one token. Strips of columns are taken apart while the ones before them are worked on.
+/// Sums of one token, strip by strip, tile by tile of rows of words.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,gfni")]
 fn one_token<const KIND: u8, const SETS: usize>(words: &Words<'_>, input: &Input<'_>, sums: &mut [f32]) {
     let lookup = Lookup::<KIND, SETS>::new(words);
-    let (mut own, mut next) =
-        (&mut Strip::<{ 2 * PAIRS + 2 }>::new(), &mut Strip::<{ 2 * PAIRS + 2 }>::new());
-    let mut place = Place { words, row: 0, block: 0 };
-    for (row, block) in (0..2 * PAIRS + 1).flat_map(|row| (0..BLOCKS).map(move |block| (row, block))) {
-        own.fill(place, row, block);
+    let (mut strip, mut spare) = (Strip::<BLOCKS, HALVES>::new(), [[[0; 4]; BLOCKS * BLOCK]; 3]);
+    for row in 0..2 * PAIRS + 1 {
+        let piece = piece(words, row, 0, &mut spare[0]);
+        for (block, words) in piece.as_chunks().0.iter().enumerate() {
+            strip.fill(row, block, words);
+        }
     }
-    for sums in sums.chunks_mut(PAIRS * 8 * SETS) {
+    for (tile, sums) in sums.chunks_mut(PAIRS * 8 * SETS).enumerate() {
         let mut lanes = [[[0.0; 16]; SETS]; PAIRS];
         for first in (0..input.blocks).step_by(BLOCKS) {
-            let last = input.blocks.min(first + BLOCKS);
-            place = match last == input.blocks {
-                true => Place { row: place.row + 2 * PAIRS, block: 0, ..place },
-                false => Place { block: last, ..place },
+            let blocks = first..input.blocks.min(first + BLOCKS);
+            let following = match blocks.end == input.blocks {
+                true => ((tile + 1) * 2 * PAIRS, 0),
+                false => (tile * 2 * PAIRS, blocks.end),
             };
-            let scales = input.scales(0).get(first..last).unwrap_or(&[]);
-            let all = input.sums(0).get(first..last).unwrap_or(&[]);
-            let q = input.quantised(0).get(first..last).unwrap_or(&[]);
-            for (pair, lanes) in lanes.iter_mut().enumerate().take(sums.len().div_ceil(8 * SETS)) {
-                let mut total = lanes.each_ref().map(|lanes| load_floats(lanes));
-                let mut each = q.iter().zip(scales).zip(all);
-                for block in 0..BLOCKS {
-                    if pair == 0 {
-                        next.fill(place, 0, block);
-                    }
-                    next.fill(place, 2 * pair + 1, block);
-                    next.fill(place, 2 * pair + 2, block);
-                    let Some(((q, scale), all)) = each.next() else { continue };
-                    let mut sums = [start(all); SETS];
-                    for (bytes, q) in own.block(block, pair).into_iter().zip(q.as_chunks::<COLUMNS>().0) {
-                        let weights = lookup.values(bytes);
-                        let q = eight(q);
-                        for set in 0..SETS {
-                            sums[set] = _mm512_dpbusd_epi32(sums[set], weights[set], q);
-                        }
-                    }
-                    add(&mut total, sums, *scale);
-                }
-                for (lanes, total) in lanes.iter_mut().zip(total) {
-                    store_floats(total, lanes);
-                }
-            }
-            core::mem::swap(&mut own, &mut next);
+            let mut starts = [0; BLOCKS];
+            let all = input.sums(0).get(blocks.clone()).unwrap_or(&[]);
+            starts.iter_mut().zip(all).for_each(|(start, sums)| *start = start_of(sums));
+            let blocks = Blocks {
+                q: input.quantised(0).get(blocks.clone()).unwrap_or(&[]),
+                scales: input.scales(0).get(blocks).unwrap_or(&[]),
+                starts,
+            };
+            let lanes = &mut lanes[..PAIRS.min(sums.len().div_ceil(8 * SETS))];
+            add_strip(&lookup, &mut strip, &blocks, words, following, &mut spare, lanes);
         }
         for (lanes, sums) in lanes.iter().zip(sums.chunks_mut(8 * SETS)) {
             sum_rows(lanes, sums);
+        }
+    }
+}
+
+/// Activations of the blocks of a strip.
+struct Blocks<'k> {
+    q: &'k [[i8; BLOCK]],
+    scales: &'k [f32],
+    /// See [`start_of`].
+    starts: [i64; BLOCKS],
+}
+
+/// Adds the products of a strip to `lanes`, from the last pair of rows to the first. What was worked on makes room
+/// for the strip that begins at row and block `following` of `words`.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,gfni")]
+fn add_strip<const KIND: u8, const SETS: usize>(
+    lookup: &Lookup<KIND, SETS>,
+    strip: &mut Strip<BLOCKS, HALVES>,
+    blocks: &Blocks<'_>,
+    words: &Words<'_>,
+    following: (usize, usize),
+    [spare_before, spare_upper, spare_lower]: &mut [[[u8; 4]; BLOCKS * BLOCK]; 3],
+    lanes: &mut [[[f32; 16]; SETS]],
+) {
+    let (row, block) = following;
+    let before = piece(words, row, block, spare_before).as_chunks().0;
+    for (pair, lanes) in lanes.iter_mut().enumerate().rev() {
+        let upper = piece(words, row + 2 * pair + 1, block, spare_upper).as_chunks().0;
+        let lower = piece(words, row + 2 * pair + 2, block, spare_lower).as_chunks().0;
+        let mut total = [_mm512_setzero_ps(); SETS];
+        for set in 0..SETS {
+            total[set] = load_floats(&lanes[set]);
+        }
+        let mut each = blocks.q.iter().zip(blocks.scales);
+        for block in 0..BLOCKS {
+            if let (Some((q, scale)), Some(bytes)) = (each.next(), strip.pair(block, pair)) {
+                let mut sums = [_mm512_set1_epi64(blocks.starts[block]); SETS];
+                for group in 0..GROUPS {
+                    let weights = lookup.values(bytes.group(group));
+                    let q = eight(&q.as_chunks().0[group]);
+                    for set in 0..SETS {
+                        sums[set] = _mm512_dpbusd_epi32(sums[set], weights[set], q);
+                    }
+                }
+                add(&mut total, sums, *scale);
+            }
+            strip.fill(2 * pair + 1, block, &upper[block]);
+            strip.fill(2 * pair + 2, block, &lower[block]);
+            if pair == 0 {
+                strip.fill(0, block, &before[block]);
+            }
+        }
+        for set in 0..SETS {
+            store_floats(total[set], &mut lanes[set]);
         }
     }
 }
@@ -132,7 +173,7 @@ fn tokens<const KIND: u8, const SETS: usize>(
     let Some(lanes) = lanes.as_chunks_mut::<SETS>().0.get_mut(..count) else { return };
     for (pair, sums) in sums.chunks_mut((count * 8 * SETS).max(1)).enumerate() {
         lanes.as_flattened_mut().fill([0.0; 16]);
-        each_block(&lookup, Place { words, row: 2 * pair, block: 0 }, input.blocks, |block, weights| {
+        each_block(&lookup, words, pair, input.blocks, |block, weights| {
             let (tiles, rest) = lanes.as_chunks_mut::<TOKENS>();
             let left = tiles.len() * TOKENS;
             for (i, lanes) in tiles.iter_mut().enumerate() {
@@ -166,17 +207,16 @@ fn add_tokens<const SETS: usize, const T: usize>(
     token: usize,
     lanes: &mut [[[f32; 16]; SETS]; T],
 ) {
-    let none = (&[0; BLOCK], 0.0, &[0; GRANULES]);
-    let each: [_; T] = core::array::from_fn(|i| {
-        let (q, all) = (input.quantised(token + i).get(block), input.sums(token + i).get(block));
-        match (q, input.scales(token + i).get(block), all) {
-            (Some(q), Some(scale), Some(all)) => (q, *scale, all),
-            _ => none,
+    let mut each = [(&[0; BLOCK], 0.0, 0); T];
+    for i in 0..T {
+        let of = (input.quantised(token + i).get(block), input.scales(token + i).get(block));
+        if let ((Some(q), Some(scale)), Some(sums)) = (of, input.sums(token + i).get(block)) {
+            each[i] = (q, *scale, start_of(sums));
         }
-    });
+    }
     let mut sums = [[_mm512_setzero_si512(); SETS]; T];
     for i in 0..T {
-        sums[i] = [start(each[i].2); SETS];
+        sums[i] = [_mm512_set1_epi64(each[i].2); SETS];
     }
     for group in 0..GROUPS {
         for i in 0..T {
@@ -195,24 +235,27 @@ fn add_tokens<const SETS: usize, const T: usize>(
     }
 }
 
-/// Hands the values of each block of the two rows of words that follow `place` to `kernel`: of each group of
-/// columns, the rows of a byte.
+/// Hands the values of each block of pair `pair` of the rows of words to `kernel`: of each group of columns, the
+/// rows of a byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
 fn each_block<const KIND: u8, const SETS: usize>(
     lookup: &Lookup<KIND, SETS>,
-    place: Place<'_>,
+    words: &Words<'_>,
+    pair: usize,
     blocks: usize,
     mut kernel: impl FnMut(usize, &[[__m512i; SETS]; GROUPS]),
 ) {
-    let mut strip = Strip::<4>::new();
+    let mut strip = Strip::<1, 4>::new();
+    let mut spare = [[0; 4]; BLOCK];
     for block in 0..blocks {
         for row in 0..3 {
-            strip.fill(Place { block, ..place }, row, 0);
+            strip.fill(row, 0, piece(words, 2 * pair + row, block, &mut spare));
         }
+        let Some(bytes) = strip.pair(0, 0) else { return };
         let mut weights = [[_mm512_setzero_si512(); SETS]; GROUPS];
-        for (weights, bytes) in weights.iter_mut().zip(strip.block(0, 0)) {
-            *weights = lookup.values(bytes);
+        for (group, weights) in weights.iter_mut().enumerate() {
+            *weights = lookup.values(bytes.group(group));
         }
         kernel(block, &weights);
     }
@@ -225,11 +268,10 @@ fn eight(q: &[i8; COLUMNS]) -> __m512i {
     _mm512_set1_epi64(i64::from_le_bytes(q.map(i8::cast_unsigned)))
 }
 
-/// What takes 128 off values, which are stored plus 128; each row is in two lanes.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn start(all: &[i32; GRANULES]) -> __m512i {
-    _mm512_maskz_set1_epi32(0x5555, -128 * all.iter().sum::<i32>())
+/// What takes 128 off the values of a block, which are stored plus 128, by its sums of activations: for two lanes,
+/// as each row is in two.
+fn start_of(sums: &[i32; GRANULES]) -> i64 {
+    i64::from((-128 * sums.iter().sum::<i32>()).cast_unsigned())
 }
 
 /// Adds sums of a block.
@@ -264,7 +306,7 @@ fn trellis_sets<const KIND: u8, const SETS: usize>(
 ) {
     let lookup = Lookup::<KIND, SETS>::new(words);
     for (pair, panel) in out.chunks_mut((blocks * 8 * SETS).max(1)).enumerate() {
-        each_block(&lookup, Place { words, row: 2 * pair, block: 0 }, blocks, |block, weights| {
+        each_block(&lookup, words, pair, blocks, |block, weights| {
             for set in 0..SETS {
                 // Of each row the eight groups next to each other.
                 let rows = transpose(weights.map(|weights| weights[set]));

@@ -8,36 +8,41 @@ use super::super::*;
 pub(super) const COLUMNS: usize = 8;
 /// Such groups of a block.
 pub(super) const GROUPS: usize = BLOCK / COLUMNS;
-/// Blocks of a strip.
-pub(super) const BLOCKS: usize = 4;
 
-/// Words of a row and a block on.
-#[derive(Clone, Copy)]
-pub(super) struct Place<'w> {
-    pub(super) words: &'w Words<'w>,
-    /// Counted from the row before the first one.
-    pub(super) row: usize,
-    pub(super) block: usize,
-}
-
-impl<'w> Place<'w> {
-    /// The words that lie `row` rows and `block` blocks further on, to the end of their row.
-    #[inline(always)]
-    fn words(&self, row: usize, block: usize) -> &'w [[u8; 4]] {
-        let (cols, start) = (self.words.cols, (self.block + block) * BLOCK);
-        let row = match (self.row + row).checked_sub(1) {
-            None => Some(self.words.before),
-            Some(row) => self.words.words.get(row * cols..(row + 1) * cols),
-        };
-        row.and_then(|row| row.get(start..)).unwrap_or(&[])
+/// Words of row `row`, counted from the one before the first, from block `block` on. Where the row ends before,
+/// others follow; where all words do, those of `spare`.
+#[inline(always)]
+pub(super) fn piece<'w, const WORDS: usize>(
+    words: &Words<'w>,
+    row: usize,
+    block: usize,
+    spare: &'w mut [[u8; 4]; WORDS],
+) -> &'w [[u8; 4]; WORDS] {
+    let from = match row.checked_sub(1) {
+        None => words.before.get(block * BLOCK..),
+        Some(row) => words.words.get(row * words.cols + block * BLOCK..),
+    };
+    let from = from.unwrap_or(&[]);
+    if let Some(piece) = from.first_chunk() {
+        return piece;
     }
+    spare.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    spare
 }
 
 /// Rows of words of a strip of columns. Of 8 columns next to each other, the 4 bytes of each word one after
 /// the other, row below row: 8 bytes each. So the bytes of the columns' paths that come before others are those 8
 /// bytes earlier in memory. The first 32 bytes are not used, the next ones are the row before the others.
 #[repr(align(64))]
-pub(super) struct Strip<const HALVES: usize>([[[u8; 32]; HALVES]; BLOCKS * GROUPS]);
+pub(super) struct Strip<const BLOCKS: usize, const HALVES: usize>([[[[u8; 32]; HALVES]; GROUPS]; BLOCKS]);
+
+/// The bytes of two rows of words of a block, 8 columns by 8.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'s, const BLOCKS: usize, const HALVES: usize> {
+    strip: &'s Strip<BLOCKS, HALVES>,
+    /// Of the bytes before them in the first group.
+    start: usize,
+}
 
 /// The bytes of two rows of words of 8 columns, behind those before them.
 #[derive(Clone, Copy)]
@@ -54,41 +59,52 @@ const ORDER: [u8; 32] = {
     order
 };
 
-impl<const HALVES: usize> Strip<HALVES> {
+impl<const BLOCKS: usize, const HALVES: usize> Strip<BLOCKS, HALVES> {
     pub(super) const fn new() -> Self {
-        Self([[[0; 32]; HALVES]; BLOCKS * GROUPS])
+        Self([[[[0; 32]; HALVES]; GROUPS]; BLOCKS])
     }
 
-    /// Takes in block `block` of the strip that begins at `place`, of row `row`, counted from the one before
-    /// the others. What is not there is left as it was.
+    /// Bytes of a group.
+    const GROUP: usize = 32 * HALVES;
+
+    /// Takes in block `block` of the strip as row `row`, counted from the one before the others. Nothing beyond
+    /// the strip.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-    pub(super) fn fill(&mut self, place: Place<'_>, row: usize, block: usize) {
-        let words = place.words(row, block);
-        let Some(groups) = self.0.as_chunks_mut::<GROUPS>().0.get_mut(block) else { return };
-        let outs = groups.iter_mut().filter_map(|group| group.get_mut(row + 1));
+    pub(super) fn fill(&mut self, row: usize, block: usize, words: &[[u8; 4]; BLOCK]) {
+        if row + 1 >= HALVES || block >= BLOCKS {
+            return;
+        }
         let order = load_32(&ORDER);
-        let put = |words: &_, out: &mut _| store_32(_mm256_permutexvar_epi8(order, load_32(words)), out);
-        if let Some(words) = words.first_chunk::<BLOCK>() {
-            words.as_flattened().as_chunks().0.iter().zip(outs).for_each(|(words, out)| put(words, out));
-        } else {
-            for (some, out) in words.chunks(COLUMNS).zip(outs) {
-                let mut words = [0; 32];
-                words.iter_mut().zip(some.as_flattened()).for_each(|(to, from)| *to = *from);
-                put(&words, out);
+        let words = words.as_flattened().as_chunks().0;
+        let start = block * GROUPS * Self::GROUP + (row + 1) * 32;
+        for group in 0..GROUPS {
+            let bytes = _mm256_permutexvar_epi8(order, load_32(&words[group]));
+            // SAFETY: `block` and `row + 1` were found to be in the strip, and so are the 32 bytes of that row of
+            // each group of that block.
+            unsafe {
+                let out = self.0.as_mut_ptr().cast::<u8>().add(start + group * Self::GROUP);
+                _mm256_storeu_si256(out.cast(), bytes);
             }
         }
     }
 
-    /// Of block `block` of the strip, the groups' bytes of pair `pair` of the rows that follow the first.
+    /// Of block `block` of the strip, pair `pair` of the rows that follow the first. `None` beyond the strip.
     #[inline(always)]
-    pub(super) fn block(&self, block: usize, pair: usize) -> [Bytes<'_>; GROUPS] {
-        const NONE: &[u8; 128] = &[0; 128];
-        let groups = self.0.as_chunks::<GROUPS>().0.get(block);
-        core::array::from_fn(|i| {
-            let halves = groups.and_then(|groups| groups[i].get(2 * pair..));
-            Bytes(halves.and_then(|halves| halves.as_flattened().first_chunk()).unwrap_or(NONE))
-        })
+    pub(super) fn pair(&self, block: usize, pair: usize) -> Option<Pair<'_, BLOCKS, HALVES>> {
+        let start = block * GROUPS * Self::GROUP + pair * 64;
+        (block < BLOCKS && 2 * pair + 4 <= HALVES).then_some(Pair { strip: self, start })
+    }
+}
+
+impl<'s, const BLOCKS: usize, const HALVES: usize> Pair<'s, BLOCKS, HALVES> {
+    /// The bytes of group `group`.
+    #[inline(always)]
+    pub(super) fn group(self, group: usize) -> Bytes<'s> {
+        let start = self.start + group.min(GROUPS - 1) * Strip::<BLOCKS, HALVES>::GROUP;
+        // SAFETY: `Strip::pair` has found that the block is in the strip and that each of its groups has the 128 bytes
+        // that begin at the pair: four halves.
+        Bytes(unsafe { &*self.strip.0.as_ptr().cast::<u8>().add(start).cast() })
     }
 }
 
