@@ -203,8 +203,8 @@ pub(crate) fn trellis(simd: Simd, words: &Words<'_>, blocks: usize, out: &mut [[
 }
 
 /// Sums over the columns of weights times quantised activations: `sums[(row of words * tokens +
-/// token) * rows of a word + row]`. `panel` has room for the weights of a row of words and for two blocks
-/// for each of the activations', `lanes` for a vector for each token and 8 rows of a word.
+/// token) * rows of a word + row]`. `panel` has room for the weights of a row of words, `lanes` for a
+/// vector for each token and 4 rows of a word.
 pub(crate) fn trellis_fast(
     simd: Simd,
     words: &Words<'_>,

@@ -12,6 +12,8 @@ use core::ops::Range;
 
 /// Rows of words that are summed at a time, of one token and of several.
 const WORD_ROWS: [usize; 2] = [64, 8];
+/// Rows of words that are decoded at a time.
+const DECODED_WORD_ROWS: usize = 2;
 
 /// What is prepared of a node.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl Plan {
         let Wanted { simd, rows, out, work } = wanted;
         if !input.is_quantised() {
             let wanted = Wanted { simd, rows, out, work };
-            return self.each_row_of_words(view, input.tokens, wanted, &mut |codes, out| {
+            return self.each_rows_of_words(view, input.tokens, wanted, &mut |codes, out| {
                 arch::exact(simd, &codes, input, out);
             });
         }
@@ -75,8 +77,15 @@ impl Plan {
             let count = part.words.pairs().count() * tokens * height;
             let sums = sums.sized(count);
             arch::trellis_fast(simd, &part.words, input, panel_row, of_tokens, sums);
-            let outs = out.chunks_exact_mut(tokens).skip(part.rows.start - first);
-            let mut rows = outs.zip(scales);
+            let out = out.get_mut((part.rows.start - first) * tokens..).unwrap_or(&mut []);
+            if tokens == 1 {
+                let sums = sums.get(part.skip..).unwrap_or(&[]);
+                out.iter_mut()
+                    .zip(sums.iter().zip(scales))
+                    .for_each(|(out, (sum, scale))| *out += sum * scale);
+                return;
+            }
+            let mut rows = out.chunks_exact_mut(tokens).zip(scales);
             let mut skip = part.skip;
             for sums in sums.chunks_exact(tokens * height) {
                 for ((out, scale), row) in rows.by_ref().take(height - skip).zip(skip..) {
@@ -92,14 +101,14 @@ impl Plan {
 
     pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
         let (simd, cols) = (wanted.simd, view.cols());
-        self.each_row_of_words(view, cols, wanted, &mut |codes, out| {
+        self.each_rows_of_words(view, cols, wanted, &mut |codes, out| {
             arch::decode(simd, &codes, cols, out);
         })
     }
 
-    /// Hands the values of a row of words at a time, as codes, to `kernel`, and their part of `out`,
+    /// Hands the values of a few rows of words at a time, as codes, to `kernel`, and their part of `out`,
     /// which has `width` values a row.
-    fn each_row_of_words(
+    fn each_rows_of_words(
         &self,
         view: &View<'_>,
         width: usize,
@@ -110,8 +119,8 @@ impl Plan {
         let blocks = view.cols().div_ceil(BLOCK);
         let (mut panel, mut spread) = (core::mem::take(&mut work.panel), core::mem::take(&mut work.scales));
         let first = rows.start;
-        let done = self.each_part(simd, view, rows, 1, work, &mut |part, scales| {
-            let panel = panel.sized(part.words.rows() * blocks);
+        let done = self.each_part(simd, view, rows, DECODED_WORD_ROWS, work, &mut |part, scales| {
+            let panel = panel.sized(part.words.pairs().count() * part.words.rows() * blocks);
             arch::trellis(simd, &part.words, blocks, panel);
             let granules = blocks.next_multiple_of(2) * GRANULES;
             let spread = spread.sized(scales.len() * granules);

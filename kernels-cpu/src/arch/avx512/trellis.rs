@@ -22,6 +22,9 @@ const BLOCKS: usize = 8;
 const PAIRS: usize = 4;
 /// Halves of vectors of such a strip.
 const HALVES: usize = 2 * PAIRS + 2;
+/// Blocks that are taken apart before their turn, for several tokens: what was stored in pieces is only read as a
+/// whole once it has reached the cache.
+const AHEAD: usize = 2;
 /// Tokens that share what is loaded of weights.
 const TOKENS: usize = 4;
 
@@ -83,10 +86,14 @@ fn one_token<const KIND: u8, const SETS: usize>(words: &Words<'_>, input: &Input
         let mut lanes = [[[0.0; 16]; SETS]; PAIRS];
         for first in (0..input.blocks).step_by(BLOCKS) {
             let blocks = first..input.blocks.min(first + BLOCKS);
-            let following = match blocks.end == input.blocks {
+            let (row, block) = match blocks.end == input.blocks {
                 true => ((tile + 1) * 2 * PAIRS, 0),
                 false => (tile * 2 * PAIRS, blocks.end),
             };
+            // A tile ahead, in the order of memory.
+            let ahead = 2 * PAIRS * ((tile + 1) * words.cols + first * BLOCK);
+            let ahead = words.words.as_ptr().wrapping_add(ahead).cast();
+            let next = Next { words, row, block, blocks: BLOCKS.min(input.blocks - block), ahead };
             let mut starts = [0; BLOCKS];
             let all = input.sums(0).get(blocks.clone()).unwrap_or(&[]);
             starts.iter_mut().zip(all).for_each(|(start, sums)| *start = start_of(sums));
@@ -96,7 +103,7 @@ fn one_token<const KIND: u8, const SETS: usize>(words: &Words<'_>, input: &Input
                 starts,
             };
             let lanes = &mut lanes[..PAIRS.min(sums.len().div_ceil(8 * SETS))];
-            add_strip(&lookup, &mut strip, &blocks, words, following, &mut spare, lanes);
+            add_strip(&lookup, &mut strip, &blocks, &next, &mut spare, lanes);
         }
         for (lanes, sums) in lanes.iter().zip(sums.chunks_mut(8 * SETS)) {
             sum_rows(lanes, sums);
@@ -112,20 +119,30 @@ struct Blocks<'k> {
     starts: [i64; BLOCKS],
 }
 
+/// The strip that follows, and what is asked for from memory.
+struct Next<'k> {
+    words: &'k Words<'k>,
+    /// Counted from the one before the first.
+    row: usize,
+    block: usize,
+    /// How many.
+    blocks: usize,
+    ahead: *const u8,
+}
+
 /// Adds the products of a strip to `lanes`, from the last pair of rows to the first. What was worked on makes room
-/// for the strip that begins at row and block `following` of `words`.
+/// for the next strip.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,gfni")]
 fn add_strip<const KIND: u8, const SETS: usize>(
     lookup: &Lookup<KIND, SETS>,
     strip: &mut Strip<BLOCKS, HALVES>,
     blocks: &Blocks<'_>,
-    words: &Words<'_>,
-    following: (usize, usize),
+    next: &Next<'_>,
     [spare_before, spare_upper, spare_lower]: &mut [[[u8; 4]; BLOCKS * BLOCK]; 3],
     lanes: &mut [[[f32; 16]; SETS]],
 ) {
-    let (row, block) = following;
+    let Next { words, row, block, blocks: filled, mut ahead } = *next;
     let before = piece(words, row, block, spare_before).as_chunks().0;
     for (pair, lanes) in lanes.iter_mut().enumerate().rev() {
         let upper = piece(words, row + 2 * pair + 1, block, spare_upper).as_chunks().0;
@@ -146,6 +163,13 @@ fn add_strip<const KIND: u8, const SETS: usize>(
                     }
                 }
                 add(&mut total, sums, *scale);
+            }
+            if block >= filled {
+                continue;
+            }
+            for _ in 0..2 * BLOCK / 16 {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(64);
             }
             strip.fill(2 * pair + 1, block, &upper[block]);
             strip.fill(2 * pair + 2, block, &lower[block]);
@@ -173,14 +197,18 @@ fn tokens<const KIND: u8, const SETS: usize>(
     let Some(lanes) = lanes.as_chunks_mut::<SETS>().0.get_mut(..count) else { return };
     for (pair, sums) in sums.chunks_mut((count * 8 * SETS).max(1)).enumerate() {
         lanes.as_flattened_mut().fill([0.0; 16]);
-        each_block(&lookup, words, pair, input.blocks, |block, weights| {
+        each_block(words, pair, input.blocks, |block, bytes| {
+            let mut weights = [[_mm512_setzero_si512(); SETS]; GROUPS];
+            for (group, weights) in weights.iter_mut().enumerate() {
+                *weights = lookup.values(bytes.group(group));
+            }
             let (tiles, rest) = lanes.as_chunks_mut::<TOKENS>();
             let left = tiles.len() * TOKENS;
             for (i, lanes) in tiles.iter_mut().enumerate() {
-                add_tokens(weights, input, block, i * TOKENS, lanes);
+                add_tokens(&weights, input, block, i * TOKENS, lanes);
             }
             for (token, lanes) in (left..).zip(rest) {
-                add_tokens(weights, input, block, token, core::array::from_mut(lanes));
+                add_tokens(&weights, input, block, token, core::array::from_mut(lanes));
             }
         });
         // Of each row of words first a token's rows, then the next one's.
@@ -208,21 +236,21 @@ fn add_tokens<const SETS: usize, const T: usize>(
     lanes: &mut [[[f32; 16]; SETS]; T],
 ) {
     let mut each = [(&[0; BLOCK], 0.0, 0); T];
-    for i in 0..T {
+    for (i, each) in each.iter_mut().enumerate() {
         let of = (input.quantised(token + i).get(block), input.scales(token + i).get(block));
         if let ((Some(q), Some(scale)), Some(sums)) = (of, input.sums(token + i).get(block)) {
-            each[i] = (q, *scale, start_of(sums));
+            *each = (q, *scale, start_of(sums));
         }
     }
     let mut sums = [[_mm512_setzero_si512(); SETS]; T];
     for i in 0..T {
         sums[i] = [_mm512_set1_epi64(each[i].2); SETS];
     }
-    for group in 0..GROUPS {
+    for (group, weights) in weights.iter().enumerate() {
         for i in 0..T {
             let q = eight(&each[i].0.as_chunks().0[group]);
             for set in 0..SETS {
-                sums[i][set] = _mm512_dpbusd_epi32(sums[i][set], weights[group][set], q);
+                sums[i][set] = _mm512_dpbusd_epi32(sums[i][set], weights[set], q);
             }
         }
     }
@@ -235,29 +263,25 @@ fn add_tokens<const SETS: usize, const T: usize>(
     }
 }
 
-/// Hands the values of each block of pair `pair` of the rows of words to `kernel`: of each group of columns, the
-/// rows of a byte.
+/// Hands the bytes of each block of pair `pair` of the rows of words to `kernel`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
-fn each_block<const KIND: u8, const SETS: usize>(
-    lookup: &Lookup<KIND, SETS>,
+fn each_block(
     words: &Words<'_>,
     pair: usize,
     blocks: usize,
-    mut kernel: impl FnMut(usize, &[[__m512i; SETS]; GROUPS]),
+    mut kernel: impl FnMut(usize, Pair<'_, { 2 * AHEAD }, 4>),
 ) {
-    let mut strip = Strip::<1, 4>::new();
-    let mut spare = [[0; 4]; BLOCK];
-    for block in 0..blocks {
-        for row in 0..3 {
-            strip.fill(row, 0, piece(words, 2 * pair + row, block, &mut spare));
+    let (mut strip, mut spare) = (Strip::<{ 2 * AHEAD }, 4>::new(), [[0; 4]; BLOCK]);
+    for coming in 0..blocks + AHEAD {
+        if coming < blocks {
+            for row in 0..3 {
+                strip.fill(row, coming % (2 * AHEAD), piece(words, 2 * pair + row, coming, &mut spare));
+            }
         }
-        let Some(bytes) = strip.pair(0, 0) else { return };
-        let mut weights = [[_mm512_setzero_si512(); SETS]; GROUPS];
-        for (group, weights) in weights.iter_mut().enumerate() {
-            *weights = lookup.values(bytes.group(group));
-        }
-        kernel(block, &weights);
+        let Some(block) = coming.checked_sub(AHEAD) else { continue };
+        let Some(bytes) = strip.pair(block % (2 * AHEAD), 0) else { return };
+        kernel(block, bytes);
     }
 }
 
@@ -306,10 +330,14 @@ fn trellis_sets<const KIND: u8, const SETS: usize>(
 ) {
     let lookup = Lookup::<KIND, SETS>::new(words);
     for (pair, panel) in out.chunks_mut((blocks * 8 * SETS).max(1)).enumerate() {
-        each_block(&lookup, words, pair, blocks, |block, weights| {
+        each_block(words, pair, blocks, |block, bytes| {
             for set in 0..SETS {
                 // Of each row the eight groups next to each other.
-                let rows = transpose(weights.map(|weights| weights[set]));
+                let mut groups = [_mm512_setzero_si512(); GROUPS];
+                for (group, groups) in groups.iter_mut().enumerate() {
+                    *groups = lookup.row(bytes.group(group), set);
+                }
+                let rows = transpose(groups);
                 for (byte, weights) in rows.into_iter().enumerate() {
                     if let Some(out) = panel.get_mut((byte * SETS + set) * blocks + block) {
                         store_bytes(weights, out);

@@ -113,14 +113,21 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
     pub(super) fn values(&self, bytes: Bytes<'_>) -> [__m512i; SETS] {
         let mut values = [_mm512_setzero_si512(); SETS];
-        for set in 0..SETS {
-            values[set] = if KIND >= SIX {
-                _mm512_permutexvar_epi8(self.hashed(bytes, set), self.tables[set])
-            } else {
-                self.whole(bytes, set)
-            };
+        for (set, values) in values.iter_mut().enumerate() {
+            *values = self.row(bytes, set);
         }
         values
+    }
+
+    /// The values of row `set` of each byte.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+    pub(super) fn row(&self, bytes: Bytes<'_>, set: usize) -> __m512i {
+        if KIND >= SIX {
+            _mm512_permutexvar_epi8(self.hashed(bytes, set), self.tables[set])
+        } else {
+            self.whole(bytes, set)
+        }
     }
 
     /// The values of row `set` by the 8 newest bits of a window, and by older ones.

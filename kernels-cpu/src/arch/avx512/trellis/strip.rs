@@ -78,10 +78,10 @@ impl<const BLOCKS: usize, const HALVES: usize> Strip<BLOCKS, HALVES> {
         let order = load_32(&ORDER);
         let words = words.as_flattened().as_chunks().0;
         let start = block * GROUPS * Self::GROUP + (row + 1) * 32;
-        for group in 0..GROUPS {
-            let bytes = _mm256_permutexvar_epi8(order, load_32(&words[group]));
+        for (group, words) in words.iter().enumerate() {
+            let bytes = _mm256_permutexvar_epi8(order, load_32(words));
             // SAFETY: `block` and `row + 1` were found to be in the strip, and so are the 32 bytes of that row of
-            // each group of that block.
+            // each group of that block; `words` of a block are as many as groups.
             unsafe {
                 let out = self.0.as_mut_ptr().cast::<u8>().add(start + group * Self::GROUP);
                 _mm256_storeu_si256(out.cast(), bytes);
