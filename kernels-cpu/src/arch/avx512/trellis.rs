@@ -212,7 +212,7 @@ fn tokens<const KIND: u8, const SETS: usize>(
             }
         });
         // Of each row of words first a token's rows, then the next one's.
-        let mut of_rows = sums.chunks_mut(count * 4 * SETS);
+        let mut of_rows = sums.chunks_mut((count * 4 * SETS).max(1));
         let (mut upper, mut lower) = (of_rows.next(), of_rows.next());
         for (token, lanes) in lanes.iter().enumerate() {
             let mut both = [0.0; 64];
