@@ -3,7 +3,8 @@
 //! A lookup is of 64 entries, by the 6 lowest bits of a byte, or of 128, by 7. The bits of an index are sums
 //! without carry of bits of a path, so they come from bytes of the path by linear maps of 8 bits to 8
 //! (`vgf2p8affineqb`): one for each byte that a window reaches into. Where the newest byte of a path has at
-//! most 6 bits of a window, these need no map: tables are in the order that puts them where they are.
+//! most 6 bits of a window, these need no map: tables are in the order that puts them where they are. Windows of
+//! 6 and 7 bits that are indices themselves need none at all.
 
 use core::arch::x86_64::*;
 
@@ -27,7 +28,7 @@ const FAR: usize = 2;
 
 /// Looks up the windows of the `SETS` rows of a byte.
 pub(super) struct Lookup<const KIND: u8, const SETS: usize> {
-    /// Of each row the 64 values; for other kinds see [`crate::operands::Table::vectors`].
+    /// Of each row the 64 or 128 values; for other kinds see [`crate::operands::Table::vectors`].
     tables: [__m512i; 16],
     /// Of each row the linear maps of the newest byte, of the one before and of the next to the index.
     maps: [[__m512i; 3]; SETS],
@@ -36,6 +37,8 @@ pub(super) struct Lookup<const KIND: u8, const SETS: usize> {
 impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
     /// Bits of a weight.
     const STEP: usize = 8 / SETS;
+    /// Bits of the index of a table that is put in order, see [`Lookup::ORDERS`].
+    const WIDTH: usize = if KIND == SEVEN { 7 } else { INDEX_BITS };
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -68,10 +71,11 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
         for (entries, bytes) in tables.iter_mut().zip(words.table.vectors) {
             *entries = load_bytes(bytes);
         }
-        if KIND >= SIX {
-            let table = tables[0];
-            for (entries, order) in tables.iter_mut().zip(&Self::ORDERS) {
-                *entries = _mm512_permutexvar_epi8(load_bytes(order), table);
+        if KIND >= SIX || KIND == SEVEN {
+            let [low, high, ..] = tables;
+            let orders = Self::ORDERS.iter().flat_map(|order| &order[..Self::WIDTH - INDEX_BITS + 1]);
+            for (entries, order) in tables.iter_mut().zip(orders) {
+                *entries = _mm512_permutex2var_epi8(low, load_bytes(order), high);
             }
         }
         let maps = maps.map(|maps| maps.map(|map| _mm512_set1_epi64(map.cast_signed())));
@@ -81,16 +85,16 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
     /// Where bit `k` of an index comes to lie for row `set`.
     #[inline(always)]
     const fn place(set: usize, k: usize) -> usize {
-        if Self::stays(set) { (k + Self::bits(set)) % INDEX_BITS } else { k }
+        if Self::stays(set) { (k + Self::bits(set)) % Self::WIDTH } else { k }
     }
 
-    /// Of each row the entries of a table of 64 values in the order of its indices.
-    const ORDERS: [[u8; 64]; SETS] = {
-        let mut orders = [[0; 64]; SETS];
+    /// Of each row the entries of a table of 64 or 128 values in the order of its indices.
+    const ORDERS: [[[u8; 64]; 2]; SETS] = {
+        let mut orders = [[[0; 64]; 2]; SETS];
         let mut i = 0;
-        while i < SETS * 64 * INDEX_BITS {
-            let (set, entry, k) = (i / INDEX_BITS / 64, i / INDEX_BITS % 64, i % INDEX_BITS);
-            orders[set][entry] |= ((entry >> Self::place(set, k) & 1) << k) as u8;
+        while i < SETS * 128 * Self::WIDTH {
+            let (set, entry, k) = (i / Self::WIDTH / 128, i / Self::WIDTH % 128, i % Self::WIDTH);
+            orders[set][entry / 64][entry % 64] |= ((entry >> Self::place(set, k) & 1) << k) as u8;
             i += 1;
         }
         orders
@@ -105,7 +109,7 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
     /// Whether these stay where they are in the index.
     #[inline(always)]
     const fn stays(set: usize) -> bool {
-        KIND >= SIX && Self::bits(set) <= INDEX_BITS
+        (KIND >= SIX || KIND == SEVEN) && Self::bits(set) <= Self::WIDTH
     }
 
     /// The values of the rows of each byte.
@@ -123,10 +127,32 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
     pub(super) fn row(&self, bytes: Bytes<'_>, set: usize) -> __m512i {
-        if KIND >= SIX {
-            _mm512_permutexvar_epi8(self.hashed(bytes, set), self.tables[set])
-        } else {
-            self.whole(bytes, set)
+        match KIND {
+            SEVEN => self.pair(set, Self::path(bytes, set)),
+            SIX => _mm512_permutexvar_epi8(Self::path(bytes, set), self.tables[set]),
+            EIGHT..SIX => self.whole(bytes, set),
+            _ => _mm512_permutexvar_epi8(self.hashed(bytes, set), self.tables[set]),
+        }
+    }
+
+    /// The windows of 6 or 7 bits of row `set`, below other bits: what they have of the byte before lies at the same
+    /// place for all rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn path(bytes: Bytes<'_>, set: usize) -> __m512i {
+        let bits = Self::bits(set);
+        match bits.checked_sub(Self::WIDTH) {
+            None => {
+                let own = _mm512_set1_epi8((u8::MAX >> (8 - bits)) as i8);
+                let before = match KIND {
+                    SEVEN => _mm512_srli_epi16::<1>(bytes.before()),
+                    _ => _mm512_srli_epi16::<2>(bytes.before()),
+                };
+                select(own, bytes.newest(), before)
+            }
+            Some(0) => bytes.newest(),
+            Some(1) => _mm512_srli_epi16::<1>(bytes.newest()),
+            Some(_) => _mm512_srli_epi16::<2>(bytes.newest()),
         }
     }
 
@@ -139,9 +165,6 @@ impl<const KIND: u8, const SETS: usize> Lookup<KIND, SETS> {
         let own = _mm512_set1_epi8((u8::MAX >> (8 - bits)) as i8);
         let turned = if bits == 8 { bytes.newest() } else { select(own, bytes.newest(), bytes.before()) };
         let index = _mm512_gf2p8affine_epi64_epi8::<0>(turned, self.maps[set][NEWEST]);
-        if KIND == SEVEN {
-            return self.pair(0, index);
-        }
         let upper = _mm512_movepi8_mask(index);
         match KIND {
             EIGHT => _mm512_mask_blend_epi8(upper, self.pair(0, index), self.pair(1, index)),
