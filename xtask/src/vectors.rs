@@ -12,7 +12,8 @@ const COMMITTED: &str = "spec/vectors";
 
 /// Writes `spec/vectors` anew.
 pub(crate) fn regenerate(root: &Path) -> Result<()> {
-    generate(root, &root.join(COMMITTED))
+    let run = ["run", "--locked", "--quiet", "-p", "cmf-tests", "--bin", "vectors", "--"];
+    Cmd::cargo(root).args(run).arg(root.join(COMMITTED)).run()
 }
 
 /// Generates into `target/` and fails on any difference to what is committed.
@@ -21,14 +22,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     if fresh.exists() {
         std::fs::remove_dir_all(&fresh).with_context(|| fresh.display().to_string())?;
     }
-    generate(root, &fresh)?;
+    Cmd::new(checks::test_program(root, "vectors")?, root).arg(&fresh).run()?;
     let count = compare(&root.join(COMMITTED), &fresh)?;
     println!("{count} files in {COMMITTED} are as generated");
     Ok(())
-}
-
-fn generate(root: &Path, dir: &Path) -> Result<()> {
-    Cmd::new(checks::test_program(root, "vectors")?, root).arg(dir).run()
 }
 
 /// Fails with the names of files that are missing, superfluous or different; gives their number

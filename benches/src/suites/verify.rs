@@ -10,17 +10,12 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::hint::black_box;
 
-/// What a zstd frame begins with.
-const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
-
 /// What a row verifies.
 #[derive(Clone, Copy)]
 struct Case {
     recipe: &'static str,
     /// Codes, indices and frames, besides hashes.
     values: bool,
-    /// Whether the peer inflates the frames of `lossless` besides, as we do.
-    frames: bool,
     backend: Backend,
     /// Whether the file is opened again in each round, so that its pages are mapped anew.
     open: bool,
@@ -28,8 +23,7 @@ struct Case {
 }
 
 pub(crate) fn suite() -> Suite {
-    let one =
-        Case { recipe: "keep", values: true, frames: false, backend: Backend::Mmap, open: false, threads: 1 };
+    let one = Case { recipe: "keep", values: true, backend: Backend::Mmap, open: false, threads: 1 };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cases = [
         ("hashes", Case { values: false, ..one }),
@@ -41,7 +35,7 @@ pub(crate) fn suite() -> Suite {
         ("q3", Case { recipe: "q3", ..one }),
         ("q4-sparse", Case { recipe: "q4-sparse", ..one }),
         ("lossless-hashes", Case { recipe: "lossless", values: false, ..one }),
-        ("lossless", Case { recipe: "lossless", frames: true, ..one }),
+        ("lossless", Case { recipe: "lossless", ..one }),
     ];
     let row = |(name, case): (&str, Case)| {
         Row::new(format!("verify/{name}"), [Goal::Ratio(0.8)], move |bench| verify(bench, case))
@@ -60,13 +54,13 @@ fn verify(bench: &Bench<'_>, case: Case) -> Result<Outcome> {
     let model = Model::open_with(&path, &open)?;
     let options = VerifyOptions { values: case.values, ..VerifyOptions::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build()?;
-    let frames = if case.frames { frames(&model)? } else { Vec::new() };
+    let frames = if case.values { frames(&model)? } else { Vec::new() };
     let mut inflated = vec![0; frames.iter().map(|frame| frame.decoded_bytes).max().unwrap_or(0)];
     let mut zstd = zstd::bulk::Decompressor::new()?;
-    let peer = match (case.backend, case.frames) {
+    let peer = match (case.backend, frames.is_empty()) {
         (Backend::Pread, _) => "blake3+read",
-        (_, true) => "blake3+zstd",
-        (_, false) => "blake3",
+        (_, true) => "blake3",
+        (_, false) => "blake3+zstd",
     };
     let time = if case.threads == 1 { Time::Cpu } else { Time::Wall };
     let outcome = bench.compare(
@@ -102,8 +96,8 @@ struct Frame<'m> {
     decoded_bytes: usize,
 }
 
-/// The frames of all `lossless` nodes: of the chunks that their ends cut the payload into, those that
-/// begin as zstd's do (spec: encodings/lossless).
+/// The frames of all `lossless` nodes, which we inflate: of the chunks that their ends cut the payload into,
+/// those that are zstd's (spec: encodings/lossless).
 fn frames(model: &Model) -> Result<Vec<Frame<'_>>> {
     let mut frames = Vec::new();
     for node in model.archive().nodes().filter(|node| node.record().encoding.get() == lossless::ID) {
@@ -115,9 +109,7 @@ fn frames(model: &Model) -> Result<Vec<Frame<'_>>> {
             let end = usize::try_from(u64::from_le_bytes(*end))?;
             let stored = &chunks[start..end];
             start = end;
-            if let (true, Ok(Some(bytes))) =
-                (stored.starts_with(&ZSTD_MAGIC), zstd::zstd_safe::get_frame_content_size(stored))
-            {
+            if let Ok(Some(bytes)) = zstd::zstd_safe::get_frame_content_size(stored) {
                 frames.push(Frame { stored, decoded_bytes: usize::try_from(bytes)? });
             }
         }
