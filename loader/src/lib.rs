@@ -91,6 +91,7 @@ pub use model::Model;
 pub use open::{Backend, OpenOptions};
 pub use opened::OpenTensor;
 pub use plan::{BelowMinimum, Budget, Plan, Schedule, Want, plan};
+pub use positional::read_exact_at;
 pub use references::{Reference, ReferenceKind};
 pub use resident::{Resident, Snapshot};
 pub use source::FileSource;

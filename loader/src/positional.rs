@@ -3,15 +3,21 @@
 use std::fs::File;
 use std::io;
 
-/// Fills `out` from `offset` on.
+/// Fills `out` with the bytes of `file` from `offset` on.
+///
+/// # Errors
+/// `UnexpectedEof` where the file ends before, and what the system says.
 #[cfg(unix)]
-pub(crate) fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+pub fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
 }
 
-/// Fills `out` from `offset` on.
+/// Fills `out` with the bytes of `file` from `offset` on.
+///
+/// # Errors
+/// `UnexpectedEof` where the file ends before, and what the system says.
 #[cfg(windows)]
-pub(crate) fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !out.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, out, offset) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

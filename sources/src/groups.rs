@@ -5,6 +5,7 @@ use cmf_format::archive::ChunkGroups;
 use cmf_loader::{FileSource, Model, Schedule};
 use core::ops::Range;
 use rayon::prelude::*;
+use std::fs::File;
 use std::sync::Arc;
 
 /// The step of what is not wanted.
@@ -81,21 +82,43 @@ impl<'m> Groups<'m> {
         groups.is_some_and(|groups| groups.matches(group.index, bytes))
     }
 
-    /// Which groups the file holds already, of those of the first `steps` steps.
-    pub(crate) fn present(&self, steps: usize) -> Vec<bool> {
-        let present = self.all.par_iter().map(|group| {
-            if group.step > steps {
+    /// Which groups `file`, which is the model's, holds already, of those of the first `steps` steps. They are read
+    /// and not mapped, so that nothing of them stays in memory of the process.
+    pub(crate) fn present(&self, file: &File, steps: usize) -> Vec<bool> {
+        let written = written(file);
+        let is_written = |range: &Range<u64>| {
+            let next = written.partition_point(|one| one.end <= range.start);
+            written.get(next).is_some_and(|one| one.start < range.end)
+        };
+        let present = self.all.par_iter().map_init(Vec::new, |bytes, group| {
+            if group.step > steps || !is_written(&group.range) {
                 return false;
             }
-            let groups = self.segments.get(group.segment as usize);
-            let mut whole = true;
-            let verified = groups.map(|groups| {
-                groups.verify(group.index..group.index.saturating_add(1), &mut |_, _| whole = false)
-            });
-            whole && matches!(verified, Some(Ok(())))
+            bytes.resize(usize::try_from(group.bytes()).unwrap_or(usize::MAX), 0);
+            cmf_loader::read_exact_at(file, bytes, group.range.start).is_ok() && self.matches(group, bytes)
         });
         present.collect()
     }
+}
+
+/// Where something was ever written to a file, in its order: what was not is no group, and need not be read.
+fn written(file: &File) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{SeekFrom, seek};
+        let mut end = 0;
+        while let Ok(start) = seek(file, SeekFrom::Data(end)) {
+            match seek(file, SeekFrom::Hole(start)) {
+                Ok(hole) if hole > start => end = hole,
+                _ => break,
+            }
+            parts.push(start..end);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    parts.push(0..u64::MAX);
+    parts
 }
 
 #[cfg(test)]

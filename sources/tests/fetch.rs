@@ -66,6 +66,30 @@ fn a_good_server_sends_each_byte_once() -> Outcome {
     Ok(())
 }
 
+/// What is there already is looked for, and what is not, but none of it comes into memory: a model may hold less.
+#[cfg(target_os = "linux")]
+#[test]
+fn going_on_brings_nothing_into_memory() -> Outcome {
+    let (dir, file) = (tempfile::tempdir()?, model(1)?);
+    let server = Server::new(file.clone(), |_, _| Answer::Good)?;
+    let target = dir.path().canonicalize()?.join("model.cmf");
+    for steps in [0, 6, usize::MAX] {
+        let fetch = begin(&server, &target)?;
+        fetch.limit(steps);
+        fetch.run(&|_| {})?;
+        let part = fetch.part().to_str().ok_or("no text")?.to_owned();
+        let maps = std::fs::read_to_string("/proc/self/smaps")?;
+        let mut lines = maps.lines().skip_while(|line| !line.ends_with(&part));
+        let resident = lines.find_map(|line| line.strip_prefix("Rss:")).ok_or("no map")?;
+        let kilobytes: usize = resident.trim().trim_end_matches(" kB").parse()?;
+        assert!(kilobytes < file.len() / 1024 / 4, "{resident} of {} bytes at {steps} steps", file.len());
+    }
+    fetch(&server, &target)?;
+    assert!(std::fs::read(&target)? == file);
+    assert!(server.sent() < file.len() as u64 + 5 * (64 << 10), "{} bytes for {}", server.sent(), file.len());
+    Ok(())
+}
+
 #[test]
 fn a_slow_server_is_waited_for() -> Outcome {
     survives(|_, _| Answer::Slow(20_000))

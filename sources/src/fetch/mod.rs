@@ -290,7 +290,7 @@ impl Fetch {
     /// Gets what is missing of what is wanted, of the first `last` steps.
     fn run_to(&self, last: usize, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
         let groups = Groups::of(&self.model, &self.schedule, &self.demanded).inspect_err(|_| self.stop())?;
-        let present = groups.present(last);
+        let present = groups.present(&self.file, last);
         let (steps, required) = (self.schedule.steps(), self.schedule.required_steps());
         let on_demand = last > steps && self.demanded.iter().any(Option::is_some);
         {
