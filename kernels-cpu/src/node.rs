@@ -94,6 +94,9 @@ impl Node<'_, '_> {
                 Ok(())
             }
             (Plan::LowRank(plan), View::LowRank(view)) => plan.multiply(view, input, wanted),
+            (Plan::Codebook(plan), View::Codebook(view)) if plan.is_by_tables(input) => {
+                plan.multiply(view, input, wanted)
+            }
             _ => each_tile(self.view.cols(), input, wanted, &mut |wanted| self.decode(wanted)),
         }
     }

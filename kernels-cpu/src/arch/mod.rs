@@ -218,6 +218,25 @@ pub(crate) fn trellis_fast(
     avx512_or_portable!(simd, trellis_fast(words, input, panel, lanes, sums))
 }
 
+/// Asks for the cache line `ahead` bytes behind the start of `bytes`, on machines where portable code can.
+#[inline(always)]
+pub(crate) fn ask(bytes: &[u8], ahead: usize) {
+    let line = bytes.as_ptr().wrapping_add(ahead);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has SSE, and any address may be asked for.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+    }
+    let _ = line;
+}
+
+/// A value from memory. Compilers make gathers of loads from many places, which take far longer; not of these.
+#[inline(always)]
+pub(crate) fn load_alone(value: &f32) -> f32 {
+    // SAFETY: a reference may be read from.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
 /// Values of a block over their scale, and the scale.
 pub(crate) fn quantise(simd: Simd, values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
     simd.run(

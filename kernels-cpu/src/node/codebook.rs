@@ -1,17 +1,29 @@
 //! `codebook`: sums of entries, which are decoded once.
 
+mod tables;
+
+use self::tables::{Entries, Layout, Rows};
 use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::error::Result;
+use crate::operands::{BLOCK, Input};
 use cmf_format::encoding::codebook::View;
 
 /// Most values of all entries that are decoded: 256 KiB, which a cache of a core holds.
 const MOST_VALUES: usize = 1 << 16;
+
+/// So many rows are worth that many entries of a codebook being multiplied with all activations.
+const ROWS_OF_TABLE: usize = 4;
+/// Columns of a group, below which there are too many scales to decode those of all rows first.
+const LEAST_SCALE_COLS: u32 = 64;
 
 /// What is prepared of a node.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Entry after entry, codebook after codebook.
     entries: Box<[f32]>,
+    /// The same for products by tables, where rows are worth them: the first values of all entries of a
+    /// codebook, then their second ones, and so on.
+    turned: Option<Box<[f32]>>,
     /// Columns of an entry.
     width: usize,
     codebooks: usize,
@@ -36,8 +48,16 @@ impl Plan {
         let mut entries = vec![0.0; count];
         view.entries().decode_rows(0..view.entries().rows(), &mut entries).ok()?;
         let row_bits = view.cols().div_ceil(width).checked_mul(codebooks)?.checked_mul(bits)?;
+        let is_worth_tables = tables::BITS.contains(&bits)
+            && view.rows() >= (1 << bits) / ROWS_OF_TABLE
+            && view.scale().is_none_or(|scale| scale.cols() <= 1 || descriptor.scale_cols >= LEAST_SCALE_COLS);
+        let turned = is_worth_tables.then(|| {
+            let of_books = entries.chunks_exact(width << bits);
+            of_books.flat_map(|of| (0..width).flat_map(|k| of.iter().skip(k).step_by(width).copied())).collect()
+        });
         Some(Self {
             entries: entries.into(),
+            turned,
             width,
             codebooks,
             bits,
@@ -48,6 +68,45 @@ impl Plan {
             },
             scale: view.scale().map(|scale| Box::new(AnyPlan::new(scale))),
         })
+    }
+
+    /// Whether products with `input` are best made of tables. The activations of such products are not rounded.
+    pub(super) fn is_by_tables(&self, input: &Input<'_>) -> bool {
+        input.is_quantised() && self.turned.is_some()
+    }
+
+    /// Products by tables.
+    pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        let (mut raw, mut tile) = (core::mem::take(&mut work.raw), core::mem::take(&mut work.tile));
+        let (mut scales, mut groups): (&[f32], _) = (&[], 0);
+        let mut done = Ok(());
+        if let (Some(scale), Some(plan)) = (view.scale(), &self.scale) {
+            groups = scale.cols();
+            let values = raw.sized(rows.len() * groups);
+            let (child, out) = (Node { view: scale, plan }, &mut *values);
+            done = read_child(child, 1, Wanted { simd, rows: rows.clone(), out, work: work.below() });
+            scales = values;
+        }
+        if let (Ok(()), Some(turned)) = (&done, &self.turned) {
+            let layout =
+                Layout { bits: self.bits, codebooks: self.codebooks, width: self.width, cols: view.cols() };
+            let rows = Rows {
+                codes: view.codes().get(rows.start * self.row_bytes..).unwrap_or(&[]),
+                row_bytes: self.row_bytes,
+                scales,
+                groups,
+                vectors_per_scale: self.vectors_per_scale,
+            };
+            let entries = Entries { plain: &self.entries, turned };
+            let tables = tile.sized(layout.values(input.tokens).div_ceil(BLOCK)).as_flattened_mut();
+            simd.run(
+                #[inline(always)]
+                || tables::multiply(layout, entries, rows, input, tables, out),
+            );
+        }
+        (work.raw, work.tile) = (raw, tile);
+        done
     }
 
     pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
