@@ -86,7 +86,7 @@ impl Node<'_, '_> {
         match (self.plan, self.view) {
             (Plan::Grouped(plan), View::Grouped(view)) => plan.multiply(view, input, wanted),
             (Plan::Trellis(plan), View::Trellis(view)) => plan.multiply(view, input, wanted),
-            (Plan::Nested(plan), View::Nested(view)) if plan.is_fused(input.tokens) => {
+            (Plan::Nested(plan), View::Nested(view)) if plan.is_fused(input) => {
                 plan.multiply(view, input, wanted)
             }
             (Plan::Dense, View::Dense(view)) if let Some(element) = dense::element(view.dtype()) => {

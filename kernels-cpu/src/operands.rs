@@ -138,6 +138,50 @@ impl<'k> Codes<'k> {
     }
 }
 
+/// Rows of codes as bit planes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planes<'k> {
+    /// From the first row on, the most significant plane first; rows lie `row_bytes` apart.
+    pub(crate) planes: [&'k [u8]; 8],
+    /// Planes that there are.
+    pub(crate) count: usize,
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    pub(crate) blocks: usize,
+    /// Whether the last plane's bit is added to the code of those before it.
+    pub(crate) rounds: bool,
+    /// Largest code.
+    pub(crate) most: u8,
+}
+
+impl<'k> Planes<'k> {
+    /// The planes of row `row`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> [&'k [u8]; 8] {
+        self.planes.map(|plane| plane.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[]))
+    }
+}
+
+/// What integer codes of rows are scaled with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scaled<'k> {
+    /// Scales of a block: 1 or [`GRANULES`].
+    pub(crate) of_block: usize,
+    /// `[rows, blocks * of_block]`.
+    pub(crate) scales: &'k [f32],
+    /// Of the same shape: what counts once for each column beside the product, as codes have zero points.
+    pub(crate) terms: &'k [f32],
+}
+
+impl<'k> Scaled<'k> {
+    /// The scales and terms of row `row`, which has `width` of each.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize, width: usize) -> (&'k [f32], &'k [f32]) {
+        let own = row * width..(row + 1) * width;
+        (self.scales.get(own.clone()).unwrap_or(&[]), self.terms.get(own).unwrap_or(&[]))
+    }
+}
+
 /// The type of elements that are multiplied with as they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {

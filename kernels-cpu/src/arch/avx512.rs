@@ -31,6 +31,7 @@ macro_rules! four {
 
 mod few;
 mod memory;
+mod planes;
 mod scales;
 mod trellis;
 
@@ -38,6 +39,7 @@ use core::arch::x86_64::*;
 
 pub(super) use self::few::{fast_stored, fast_twice};
 use self::memory::*;
+pub(super) use self::planes::{planes, planes_fast, planes_tables};
 pub(super) use self::trellis::{trellis, trellis_fast};
 use crate::operands::{
     BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero,
@@ -651,21 +653,5 @@ fn decode_rows<const MAP: u8, const ZERO: u8>(
                 }
             }
         }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma")]
-pub(super) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
-    for (block, out) in out.iter_mut().enumerate() {
-        let codes = planes.iter().fold(_mm512_setzero_si512(), |codes, plane| {
-            let bytes = plane.get(block * 8..).unwrap_or(&[]);
-            let bits = match bytes.first_chunk() {
-                Some(bits) => u64::from_le_bytes(*bits),
-                None => bytes.iter().rev().fold(0, |bits, byte| bits << 8 | u64::from(*byte)),
-            };
-            // A bit that is set is -1 in its byte.
-            _mm512_sub_epi8(_mm512_add_epi8(codes, codes), _mm512_movm_epi8(bits))
-        });
-        store_bytes(codes, out);
     }
 }

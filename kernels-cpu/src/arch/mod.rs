@@ -12,7 +12,7 @@ mod neon;
 mod portable;
 
 use crate::isa::Isa;
-use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Twice, Words};
+use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Planes, Scaled, Twice, Words};
 
 /// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,9 +192,92 @@ pub(crate) fn decode(simd: Simd, codes: &Codes<'_>, cols: usize, out: &mut [f32]
     dispatch!(simd, decode(codes, cols, out))
 }
 
-/// Codes of a row of bit planes, the most significant first, a byte each.
-pub(crate) fn planes(simd: Simd, planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
-    dispatch!(simd, planes(planes, out))
+/// Codes of rows of bit planes, a byte each.
+pub(crate) fn planes(simd: Simd, planes: &Planes<'_>, out: &mut [[u8; BLOCK]]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+    if simd.0 == Isa::Avx512 && unsafe { avx512::planes(planes, out) } {
+        return;
+    }
+    for (row, out) in (0..planes.rows).zip(out.chunks_exact_mut(planes.blocks.max(1))) {
+        let of_row = planes.row(row);
+        row_of_planes(simd, of_row.get(..planes.count).unwrap_or(&of_row), out);
+    }
+    if planes.rounds {
+        simd.run(
+            #[inline(always)]
+            || out.as_flattened_mut().iter_mut().for_each(|code| *code = code.div_ceil(2).min(planes.most)),
+        );
+    }
+}
+
+/// Codes of a row of bit planes, the most significant first.
+fn row_of_planes(simd: Simd, planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    if simd.0 != Isa::Scalar {
+        // SAFETY: `Simd::new` has seen that this machine has NEON.
+        return unsafe { neon::planes(planes, out) };
+    }
+    simd.run(
+        #[inline(always)]
+        || portable::planes(planes, out),
+    )
+}
+
+/// Whether [`planes_fast`] does something.
+pub(crate) fn reads_planes(simd: Simd) -> bool {
+    simd.0 == Isa::Avx512
+}
+
+/// Adds the products of integer codes in bit planes with quantised activations to `out[row * tokens + token]`,
+/// where [`reads_planes`] says so. Few tokens; `prepared` has three values for each scale of a row.
+pub(crate) fn planes_fast(
+    simd: Simd,
+    planes: &Planes<'_>,
+    scaled: &Scaled<'_>,
+    input: &Input<'_>,
+    prepared: &mut [f32],
+    out: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        unsafe { avx512::planes_fast(planes, scaled, input, prepared, out) };
+    }
+    let _ = (simd, planes, scaled, input, prepared, out);
+}
+
+/// As [`planes_fast`], for codes that name values of a table for each row, all of them finite, where there is a
+/// kernel for that: else `false`. `pieces` has two for each block.
+pub(crate) fn planes_tables(
+    simd: Simd,
+    planes: &Planes<'_>,
+    tables: &[f32],
+    input: &Input<'_>,
+    pieces: &mut [[u8; BLOCK]],
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        return unsafe { avx512::planes_tables(planes, tables, input, pieces, out) };
+    }
+    let _ = (simd, planes, tables, input, pieces, out);
+    false
+}
+
+/// Adds the products of a row of codes that name finite values with quantised activations to `out[token]`.
+pub(crate) fn table_fast(
+    simd: Simd,
+    codes: &[[u8; BLOCK]],
+    values: &[f32],
+    input: &Input<'_>,
+    out: &mut [f32],
+) {
+    simd.run(
+        #[inline(always)]
+        || portable::table_fast(codes, values, input, out),
+    )
 }
 
 /// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.

@@ -255,6 +255,120 @@ pub(crate) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
     }
 }
 
+/// Of each block, or of each granule of it, the scale of a token's activations and their sum.
+#[inline(always)]
+pub(crate) fn scales_and_sums<const G: usize>(
+    input: &Input<'_>,
+    token: usize,
+    scales: &mut [f32],
+    sums: &mut [f32],
+) {
+    let parts = scales.as_chunks_mut::<G>().0.iter_mut().zip(sums.as_chunks_mut::<G>().0);
+    let of_blocks = input.scales(token).iter().zip(input.granule_sums(token));
+    for ((scales, sums), (scale, granules)) in parts.zip(of_blocks) {
+        *scales = [*scale; G];
+        for (sum, granules) in sums.iter_mut().zip(granules.chunks(GRANULES / G)) {
+            *sum = granules.iter().sum();
+        }
+    }
+}
+
+/// Scales of a row times those of activations, and, in 16 lanes, the products of its terms with sums of
+/// activations.
+#[inline(always)]
+pub(crate) fn scale_row(
+    of_row: &[f32],
+    terms: &[f32],
+    scales: &[f32],
+    sums: &[f32],
+    out: &mut [f32],
+) -> [f32; 16] {
+    for ((out, of_row), scale) in out.iter_mut().zip(of_row).zip(scales) {
+        *out = of_row * scale;
+    }
+    let mut lanes = [0.0; 16];
+    let (terms, terms_left) = terms.as_chunks::<16>();
+    let (sums, sums_left) = sums.as_chunks::<16>();
+    for (terms, sums) in terms.iter().zip(sums) {
+        for i in 0..16 {
+            lanes[i] = terms[i].mul_add(sums[i], lanes[i]);
+        }
+    }
+    for (lane, (term, sum)) in lanes.iter_mut().zip(terms_left.iter().zip(sums_left)) {
+        *lane = term.mul_add(*sum, *lane);
+    }
+    lanes
+}
+
+/// The sum of a token's activations, as they are rounded.
+#[inline(always)]
+pub(crate) fn sum_of_token(input: &Input<'_>, token: usize) -> f32 {
+    let mut lanes = [0.0; GRANULES];
+    for sums in input.granule_sums(token) {
+        lanes.iter_mut().zip(sums).for_each(|(lane, sum)| *lane += sum);
+    }
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+}
+
+/// Values as integers of 16 bits, times a step, beside the middle of them.
+pub(crate) struct TableBytes {
+    /// Upper bytes, plus 128.
+    pub(crate) upper: [u8; 256],
+    pub(crate) lower: [u8; 256],
+    pub(crate) step: f32,
+    pub(crate) middle: f32,
+}
+
+impl TableBytes {
+    /// The integer of a code.
+    #[inline(always)]
+    fn value(&self, code: u8) -> i32 {
+        let code = usize::from(code);
+        (i32::from(self.upper[code]) - 128) * 256 + i32::from(self.lower[code])
+    }
+}
+
+/// Finite values, at most 256, rounded to a 65534th of their range.
+#[inline(always)]
+pub(crate) fn quantise_table(values: &[f32]) -> TableBytes {
+    let (mut least, mut most) = ([f32::MAX; 16], [f32::MIN; 16]);
+    for values in values.chunks(16) {
+        for ((least, most), v) in least.iter_mut().zip(&mut most).zip(values) {
+            *least = if *v < *least { *v } else { *least };
+            *most = if *v > *most { *v } else { *most };
+        }
+    }
+    let least = least.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
+    let most = most.into_iter().fold(f32::MIN, |a, b| if b > a { b } else { a });
+    let (middle, half) = (0.5 * least + 0.5 * most, 0.5 * most - 0.5 * least);
+    // Less than this is nothing beside f32's smallest normal numbers.
+    let (step, inverse) = if half > 1e-32 { (half / 32767.0, 32767.0 / half) } else { (0.0, 0.0) };
+    let mut bytes = TableBytes { upper: [128; 256], lower: [0; 256], step, middle };
+    for ((upper, lower), v) in bytes.upper.iter_mut().zip(&mut bytes.lower).zip(values) {
+        // As in `quantise`.
+        let bits = ((v - middle) * inverse + 12_582_912.0).to_bits();
+        (*upper, *lower) = ((bits >> 8) as u8 ^ 128, bits as u8);
+    }
+    bytes
+}
+
+/// `out[token] += row · token`, for codes that name values of a table.
+#[inline(always)]
+pub(crate) fn table_fast(codes: &[[u8; BLOCK]], values: &[f32], input: &Input<'_>, out: &mut [f32]) {
+    let table = quantise_table(values);
+    for (token, out) in out.iter_mut().enumerate() {
+        let mut lanes = [0.0f32; 16];
+        for ((codes, q), scale) in codes.iter().zip(input.quantised(token)).zip(input.scales(token)) {
+            for ((lane, codes), q) in lanes.iter_mut().zip(codes.as_chunks::<4>().0).zip(q.as_chunks::<4>().0)
+            {
+                let sum: i32 = codes.iter().zip(q).map(|(code, q)| table.value(*code) * i32::from(*q)).sum();
+                *lane = (sum as f32).mul_add(*scale, *lane);
+            }
+        }
+        *out += sum_lanes(lanes).mul_add(table.step, table.middle * sum_of_token(input, token));
+    }
+}
+
 /// The values plus 128 of the weights of rows of words, into rows of `blocks` blocks.
 #[inline(always)]
 pub(crate) fn trellis(words: &Words<'_>, blocks: usize, out: &mut [[u8; BLOCK]]) {

@@ -50,10 +50,14 @@ impl Plan {
         let row_bits = view.cols().div_ceil(width).checked_mul(codebooks)?.checked_mul(bits)?;
         let is_worth_tables = tables::BITS.contains(&bits)
             && view.rows() >= (1 << bits) / ROWS_OF_TABLE
-            && view.scale().is_none_or(|scale| scale.cols() <= 1 || descriptor.scale_cols >= LEAST_SCALE_COLS);
+            && view
+                .scale()
+                .is_none_or(|scale| scale.cols() <= 1 || descriptor.scale_cols >= LEAST_SCALE_COLS);
         let turned = is_worth_tables.then(|| {
             let of_books = entries.chunks_exact(width << bits);
-            of_books.flat_map(|of| (0..width).flat_map(|k| of.iter().skip(k).step_by(width).copied())).collect()
+            of_books
+                .flat_map(|of| (0..width).flat_map(|k| of.iter().skip(k).step_by(width).copied()))
+                .collect()
         });
         Some(Self {
             entries: entries.into(),

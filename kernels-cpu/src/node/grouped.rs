@@ -4,7 +4,7 @@ use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch;
 use crate::error::Result;
 use crate::operands::{
-    BLOCK, Codes, GRANULE, GRANULES, Input, Map, PREPARED, Small, StoredScales, Twice, Zero,
+    BLOCK, Codes, GRANULE, GRANULES, Input, Map, PREPARED, Scaled, Small, StoredScales, Twice, Zero,
 };
 use cmf_format::DType;
 use cmf_format::bits::row_bytes;
@@ -43,6 +43,9 @@ pub(crate) struct Plan {
     /// Values of all codes, unless they are a sum with a signed byte.
     values: Option<Box<[f32; 256]>>,
     offset: i16,
+    /// What is taken off codes and zero points alike, so that products can be sums of integers although there
+    /// are `values`: the difference fits a signed byte.
+    lifted: i16,
     zero: Zero,
     row_bytes: usize,
     blocks: usize,
@@ -89,6 +92,7 @@ impl Plan {
             bits: descriptor.bits.into(),
             values,
             offset,
+            lifted: 0,
             zero: match descriptor.zero_op {
                 ZeroOp::None => Zero::None,
                 ZeroOp::Subtract => Zero::Subtract,
@@ -122,6 +126,7 @@ impl Plan {
             bits: 8,
             values: (most > 127).then(|| of_codes(f32::from)),
             offset: 0,
+            lifted: if most > 127 { 128 } else { 0 },
             zero: Zero::Subtract,
             row_bytes: cols.div_ceil(BLOCK) * BLOCK,
             blocks: cols.div_ceil(BLOCK),
@@ -157,7 +162,7 @@ impl Plan {
 
     /// Whether products are sums of integers.
     fn is_fast(&self, input: &Input<'_>) -> bool {
-        input.is_quantised() && self.values.is_none()
+        input.is_quantised() && (self.values.is_none() || self.lifted > 0)
     }
 
     /// [`Plan::multiply`] with scales that are spread out.
@@ -176,9 +181,11 @@ impl Plan {
                 arch::exact(simd, &Codes { zeros, ..codes }, input, out);
                 return;
             }
-            arch::fast(simd, &codes, input, of_tokens, out);
+            let map = Map::Signed(self.offset - self.lifted);
+            arch::fast(simd, &Codes { map, ..codes }, input, of_tokens, out);
             if codes.zero == Zero::Subtract {
-                zeros.iter_mut().zip(codes.scales).for_each(|(zero, scale)| *zero *= -*scale);
+                let lifted = f32::from(self.lifted);
+                zeros.iter_mut().zip(codes.scales).for_each(|(zero, scale)| *zero = (lifted - *zero) * scale);
             }
             if codes.zero != Zero::None {
                 arch::zero_sums(simd, zeros.as_chunks::<GRANULES>().0, codes.stride(), input, out);
@@ -279,7 +286,12 @@ impl Plan {
             let scales = all_scales.get_mut(..part).unwrap_or(&mut []);
             let zeros = all_zeros.get_mut(..part).unwrap_or(&mut []);
             let mut spread = |view, plan, out: &mut [f32]| {
-                self.spread(view, plan, source.cols, Wanted { simd, rows: rows.clone(), out, work })
+                self.spread(
+                    view,
+                    plan,
+                    self.granules(source.cols),
+                    Wanted { simd, rows: rows.clone(), out, work },
+                )
             };
             spread(source.scale, &self.scale, scales)?;
             if self.zero != Zero::None {
@@ -292,20 +304,71 @@ impl Plan {
         done
     }
 
-    /// The values of groups, one for each granule, 0 beyond the last column.
+    /// Hands some rows at a time to `kernel` with what is taken off for zero points, which are subtracted, times
+    /// scales: a pair for each block where groups are whole blocks, else for each granule. `out` has `width`
+    /// values a row.
+    pub(super) fn each_scaled(
+        &self,
+        source: &Source<'_, '_>,
+        width: usize,
+        wanted: Wanted<'_>,
+        kernel: &mut dyn FnMut(&Scaled<'_>, Wanted<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let is_one = self.group_granules >= source.cols.div_ceil(GRANULE);
+        let across = match is_one || self.group_granules.is_multiple_of(GRANULES) {
+            true => Across {
+                of_value: self.group_granules.div_ceil(GRANULES),
+                used: self.blocks,
+                width: self.blocks,
+            },
+            false => Across { width: self.blocks * GRANULES, ..self.granules(source.cols) },
+        };
+        let Wanted { simd, rows, out, work } = wanted;
+        let (mut scales, mut zeros) = (core::mem::take(&mut work.scales), core::mem::take(&mut work.zeros));
+        let (all_scales, all_zeros) = (scales.sized(ROWS * across.width), zeros.sized(ROWS * across.width));
+        let wanted = Wanted { simd, rows, out, work: &mut *work };
+        let done = wanted.parts(ROWS, width, &mut |Wanted { simd, rows, out, work }| {
+            let part = rows.len() * across.width;
+            let scales = all_scales.get_mut(..part).unwrap_or(&mut []);
+            let zeros = all_zeros.get_mut(..part).unwrap_or(&mut []);
+            let mut spread = |view, plan, out: &mut [f32]| {
+                self.spread(view, plan, across, Wanted { simd, rows: rows.clone(), out, work })
+            };
+            spread(source.scale, &self.scale, scales)?;
+            spread(source.zero, &self.zeros, zeros)?;
+            simd.run(
+                #[inline(always)]
+                || zeros.iter_mut().zip(&*scales).for_each(|(zero, scale)| *zero *= -*scale),
+            );
+            let scaled = Scaled { of_block: across.width / self.blocks, scales, terms: zeros };
+            kernel(&scaled, Wanted { simd, rows, out, work })
+        });
+        (work.scales, work.zeros) = (scales, zeros);
+        done
+    }
+
+    /// A value for each granule, for whole pairs of blocks.
+    fn granules(&self, cols: usize) -> Across {
+        Across {
+            of_value: self.group_granules,
+            used: cols.div_ceil(GRANULE),
+            width: self.stride() * GRANULES,
+        }
+    }
+
+    /// The values of groups, as often as `across` says.
     fn spread(
         &self,
         view: Option<&AnyView<'_>>,
         plan: &Option<Box<AnyPlan>>,
-        cols: usize,
+        across: Across,
         wanted: Wanted<'_>,
     ) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
-        let width = self.stride() * GRANULES;
-        let granules = cols.div_ceil(GRANULE);
+        let Across { of_value, used, width } = across;
         let (Some(view), Some(plan)) = (view, plan) else {
             for out in out.chunks_exact_mut(width) {
-                let (own, beyond) = out.split_at_mut(granules.min(width));
+                let (own, beyond) = out.split_at_mut(used.min(width));
                 own.fill(1.0);
                 beyond.fill(0.0);
             }
@@ -316,16 +379,26 @@ impl Plan {
         let wanted = Wanted { simd, rows, out: &mut *values, work: work.below() };
         let done = read_child(Node { view, plan }, self.group_rows, wanted);
         for (values, out) in values.chunks_exact(view.cols().max(1)).zip(out.chunks_exact_mut(width)) {
-            let (own, beyond) = out.split_at_mut(granules.min(width));
+            let (own, beyond) = out.split_at_mut(used.min(width));
             simd.run(
                 #[inline(always)]
-                || spread_row(values, self.group_granules, own),
+                || spread_row(values, of_value, own),
             );
             beyond.fill(0.0);
         }
         work.raw = raw;
         done
     }
+}
+
+/// How values of groups are spread out over a row.
+#[derive(Clone, Copy)]
+struct Across {
+    /// How often each value comes.
+    of_value: usize,
+    /// How many values come in all, before zeros.
+    used: usize,
+    width: usize,
 }
 
 /// Codes with a scale of f16 for each 16 of a row, if that is what they are.

@@ -4,16 +4,24 @@ use super::grouped::{self, Source};
 use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch;
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Zero};
+use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Planes, Zero};
 use cmf_format::encoding::View as AnyView;
 use cmf_format::encoding::nested::{Level, Rounding, Values, View};
 use core::ops::Range;
 
 /// Rows whose planes are put together at a time.
 const ROWS: usize = 16;
+/// The same of long rows, and the blocks of such a row: codes of a byte each stay in the first cache.
+const ROWS_OF_LONG: usize = 8;
+const LONG: usize = 32;
 
+/// Tokens from which on codes are put together before they are multiplied.
+const FEW: usize = 4;
 /// Tokens from which on values of large tables are looked up once for all.
 const MANY: usize = 8;
+
+/// Largest value of tables whose products are sums of integers.
+const LARGEST: f32 = 1e37;
 
 /// What is prepared of a node.
 #[derive(Debug)]
@@ -29,8 +37,8 @@ struct Part {
     /// Bits of its codes, and planes that they are made of.
     bits: usize,
     planes: usize,
-    /// The codes of those planes, unless they are the level's.
-    rounded: Option<Box<[u8; 256]>>,
+    /// Whether the last plane's bit is added.
+    rounds: bool,
     row_bytes: usize,
     blocks: usize,
     meaning: Meaning,
@@ -49,23 +57,42 @@ type Kernel<'k> = dyn FnMut(&[[u8; BLOCK]], Wanted<'_>) -> Result<()> + 'k;
 impl Plan {
     /// `None` for what the kernels do not do: groups of columns that are no multiple of 16.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
-        let descriptor = view.descriptor();
-        let lower = match (&descriptor.lower, view.lower()) {
+        let lower = match (&view.descriptor().lower, view.lower()) {
             (Some(level), Some(values)) => Some(Part::new(view, level, values)?),
             _ => None,
         };
-        Some(Self { level: Part::new(view, &descriptor.level, view.level())?, lower })
+        Some(Self { lower, ..Self::of_level(view)? })
     }
 
-    /// Whether products with so many tokens are best made of the codes: else rows are decoded first.
-    pub(super) fn is_fused(&self, tokens: usize) -> bool {
+    /// The values of the level, whatever is below.
+    pub(super) fn of_level(view: &View<'_>) -> Option<Self> {
+        Some(Self { level: Part::new(view, &view.descriptor().level, view.level())?, lower: None })
+    }
+
+    /// Whether products with `input` are best made of the codes: else rows are decoded first.
+    pub(super) fn is_fused(&self, input: &Input<'_>) -> bool {
+        if is_few(input) {
+            return true;
+        }
         let is_fast = matches!(self.level.meaning, Meaning::Integer(_)) || self.level.bits <= 4;
-        self.lower.is_none() && (is_fast || tokens < MANY)
+        self.lower.is_none() && (is_fast || input.tokens < MANY)
     }
 
-    /// Products with the level, which has none below.
+    /// Products with the level, less those with the level below.
     pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
-        self.level.multiply(view, view.level(), input, wanted)
+        let (Some(part), Some(values)) = (&self.lower, view.lower()) else {
+            return self.level.multiply(view, view.level(), input, wanted);
+        };
+        wanted.parts(ROWS, input.tokens, &mut |Wanted { simd, rows, out, work }| {
+            let level = Wanted { simd, rows: rows.clone(), out: &mut *out, work: &mut *work };
+            self.level.multiply(view, view.level(), input, level)?;
+            let mut products = [0.0; ROWS * FEW];
+            let lower = products.get_mut(..out.len()).unwrap_or(&mut []);
+            part.multiply(view, values, input, Wanted { simd, rows, out: &mut *lower, work })
+                .map_err(|e| e.within("lower"))?;
+            out.iter_mut().zip(lower).for_each(|(out, lower)| *out -= *lower);
+            Ok(())
+        })
     }
 
     pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
@@ -87,6 +114,11 @@ impl Plan {
     }
 }
 
+/// Whether codes are multiplied with quantised activations while they are read.
+fn is_few(input: &Input<'_>) -> bool {
+    input.is_quantised() && input.tokens < FEW
+}
+
 impl Part {
     fn new(view: &View<'_>, level: &Level, values: &Values<'_>) -> Option<Self> {
         let (rows, cols) = (view.rows(), view.cols());
@@ -100,12 +132,10 @@ impl Part {
             }
             Values::Table(table) => Meaning::Table(Box::new(AnyPlan::new(table))),
         };
-        // The last plane's bit is added.
-        let half_up = |code: usize| code.div_ceil(2).min(most.into()) as u8;
         Some(Self {
             bits: level.bits.into(),
             planes: level.planes().into(),
-            rounded: (level.rounding == Rounding::HalfUp).then(|| Box::new(core::array::from_fn(half_up))),
+            rounds: level.rounding == Rounding::HalfUp,
             row_bytes: cols.div_ceil(32) * 4,
             blocks: cols.div_ceil(BLOCK),
             meaning,
@@ -119,19 +149,119 @@ impl Part {
         input: &Input<'_>,
         wanted: Wanted<'_>,
     ) -> Result<()> {
-        self.each_rows(view, input.tokens, wanted, &mut |panel, wanted| match (&self.meaning, values) {
-            (Meaning::Integer(plan), Values::Integer { scale, zero }) => {
-                let source = source(&wanted.rows, panel, scale, zero, view.cols());
-                plan.multiply_source(&source, input, wanted)
+        match (&self.meaning, values) {
+            (Meaning::Integer(plan), Values::Integer { scale, zero })
+                if is_few(input) && arch::reads_planes(wanted.simd) =>
+            {
+                let source = source(&wanted.rows, &[], scale, zero, view.cols());
+                plan.each_scaled(
+                    &source,
+                    input.tokens,
+                    wanted,
+                    &mut |scaled, Wanted { simd, rows, out, work }| {
+                        let needed = 3 * scaled.of_block * self.blocks;
+                        let prepared = work.lanes.sized(needed.div_ceil(16)).as_flattened_mut();
+                        arch::planes_fast(simd, &self.planes(view, &rows), scaled, input, prepared, out);
+                        Ok(())
+                    },
+                )
             }
-            (Meaning::Table(plan), Values::Table(view)) => {
-                let simd = wanted.simd;
-                self.each_table(Node { view, plan }, panel, input.tokens, wanted, &mut |codes, out| {
-                    arch::exact(simd, &codes, input, out);
+            (Meaning::Table(plan), Values::Table(table)) if is_few(input) => {
+                self.multiply_tables(view, Node { view: table, plan }, input, wanted)
+            }
+            _ => self.multiply_codes(view, values, input, wanted),
+        }
+    }
+
+    /// Products with rows whose tables are integers times a step.
+    fn multiply_tables(
+        &self,
+        view: &View<'_>,
+        table: Node<'_, '_>,
+        input: &Input<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        let mut scales = core::mem::take(&mut work.scales);
+        let entries = table.view.cols();
+        let all = scales.sized(ROWS * entries);
+        let wanted = Wanted { simd, rows, out, work: &mut *work };
+        let done = wanted.parts(ROWS, input.tokens, &mut |Wanted { simd, rows, out, work }| {
+            let tables = all.get_mut(..rows.len() * entries).unwrap_or(&mut []);
+            read_child(table, 1, Wanted { simd, rows: rows.clone(), out: &mut *tables, work: work.below() })?;
+            let wanted = Wanted { simd, rows: rows.clone(), out: &mut *out, work: &mut *work };
+            if !tables.iter().all(|value| value.abs() <= LARGEST) {
+                return self.exact_tables(view, table, input, wanted);
+            }
+            let pieces = work.panel.sized(2 * self.blocks);
+            if arch::planes_tables(simd, &self.planes(view, &rows), tables, input, pieces, out) {
+                return Ok(());
+            }
+            self.each_rows(view, input.tokens, Wanted { simd, rows, out, work }, &mut |panel, wanted| {
+                let outs = wanted.out.chunks_exact_mut(input.tokens);
+                let rows = panel.chunks_exact(self.blocks).zip(tables.chunks_exact(entries));
+                for ((codes, values), out) in rows.zip(outs) {
+                    arch::table_fast(simd, codes, values, input, out);
+                }
+                Ok(())
+            })
+        });
+        work.scales = scales;
+        done
+    }
+
+    fn multiply_codes(
+        &self,
+        view: &View<'_>,
+        values: &Values<'_>,
+        input: &Input<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        match (&self.meaning, values) {
+            (Meaning::Integer(plan), Values::Integer { scale, zero }) => {
+                self.each_rows(view, input.tokens, wanted, &mut |panel, wanted| {
+                    let source = source(&wanted.rows, panel, scale, zero, view.cols());
+                    plan.multiply_source(&source, input, wanted)
                 })
             }
+            (Meaning::Table(plan), Values::Table(table)) => {
+                self.exact_tables(view, Node { view: table, plan }, input, wanted)
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// Products with the values of tables as they are.
+    fn exact_tables(
+        &self,
+        view: &View<'_>,
+        table: Node<'_, '_>,
+        input: &Input<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        self.each_rows(view, input.tokens, wanted, &mut |panel, wanted| {
+            let simd = wanted.simd;
+            self.each_table(table, panel, input.tokens, wanted, &mut |codes, out| {
+                arch::exact(simd, &codes, input, out);
+            })
         })
+    }
+
+    /// Rows of the planes.
+    fn planes<'v>(&self, view: &'v View<'_>, rows: &Range<usize>) -> Planes<'v> {
+        let mut planes: [&[u8]; 8] = [&[]; 8];
+        for (plane, bytes) in planes.iter_mut().zip(view.planes()) {
+            *plane = bytes.get(rows.start * self.row_bytes..rows.end * self.row_bytes).unwrap_or(&[]);
+        }
+        Planes {
+            planes,
+            count: self.planes,
+            row_bytes: self.row_bytes,
+            rows: rows.len(),
+            blocks: self.blocks,
+            rounds: self.rounds,
+            most: u8::MAX >> (8 - self.bits),
+        }
     }
 
     fn decode(&self, view: &View<'_>, values: &Values<'_>, wanted: Wanted<'_>) -> Result<()> {
@@ -160,20 +290,12 @@ impl Part {
     ) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
         let mut panel = core::mem::take(&mut work.panel);
-        let all = panel.sized(ROWS * self.blocks);
+        let height = if self.blocks < LONG { ROWS } else { ROWS_OF_LONG };
+        let all = panel.sized(height * self.blocks);
         let wanted = Wanted { simd, rows, out, work: &mut *work };
-        let done = wanted.parts(ROWS, width, &mut |wanted| {
+        let done = wanted.parts(height, width, &mut |wanted| {
             let codes = all.get_mut(..wanted.rows.len() * self.blocks).unwrap_or(&mut []);
-            for (row, codes) in wanted.rows.clone().zip(codes.chunks_exact_mut(self.blocks)) {
-                let mut planes: [&[u8]; 8] = [&[]; 8];
-                for (plane, bytes) in planes.iter_mut().zip(view.planes()) {
-                    *plane = bytes.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[]);
-                }
-                arch::planes(simd, planes.get(..self.planes).unwrap_or(&planes), codes);
-                if let Some(of) = &self.rounded {
-                    codes.as_flattened_mut().iter_mut().for_each(|code| *code = of[usize::from(*code)]);
-                }
-            }
+            arch::planes(simd, &self.planes(view, &wanted.rows), codes);
             kernel(codes, wanted)
         });
         work.panel = panel;

@@ -80,7 +80,7 @@ impl Layout {
     /// Values of the tables of some vectors of columns, for up to `tokens` tokens.
     pub(super) fn values(self, tokens: usize) -> usize {
         let lanes = lanes(tokens);
-        self.step(lanes) * self.codebooks * lanes << self.bits
+        (self.step(lanes) * self.codebooks * lanes) << self.bits
     }
 }
 
