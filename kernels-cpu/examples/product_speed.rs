@@ -13,7 +13,9 @@ use std::time::Instant;
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Grouped, Numbers, Parts, Result, Trellis, levels, parse, plain, planes, vectors, view};
+use common::{
+    Grouped, Numbers, Parts, Result, Trellis, levels, parse, plain, planes, tables, vectors, vectors_of, view,
+};
 
 /// Rows and columns.
 type Shape = (usize, usize);
@@ -59,7 +61,11 @@ const CASES: &[(&str, Make)] = &[
     ("nested 4 bits, tables", |s, _| Ok(vec![planes(s.0, s.1, 4)?])),
     ("nested 4 bits, groups of 64", |s, _| levels(s.0, s.1, &[4], Rounding::Floor, 64)),
     ("nested 3 and 4 bits, groups of 64", |s, _| levels(s.0, s.1, &[3, 4], Rounding::Floor, 64)),
+    ("nested 3 to 8 bits, tables", |s, _| tables(s.0, s.1, &[3, 4, 5, 6, 7, 8], Rounding::Floor)),
     ("codebook, 2 of 64 vectors of 8", |s, _| Ok(vec![vectors(s.0, s.1, 8, 2, 0)?])),
+    ("codebook, 256 vectors of 4", |s, _| Ok(vec![vectors_of(8, s.0, s.1, 4, 1, 0)?])),
+    ("codebook, 2 of 256 vectors of 8", |s, _| Ok(vec![vectors_of(8, s.0, s.1, 8, 2, 0)?])),
+    ("codebook, 512 vectors of 3", |s, _| Ok(vec![vectors_of(9, s.0, s.1, 3, 1, 0)?])),
     ("dense f16", |s, n| Ok(vec![plain(DType::F16, s.0, s.1, &n.values(s.0 * s.1, 1.0))?])),
 ];
 

@@ -40,12 +40,16 @@
 //! by halves, and terms in their order; from 8 tokens on, several terms are decoded and summed first. So
 //! the result is the same to the bit on every instruction set and at every number of threads, and
 //! differs from the exact sum of products of a term by at most `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order.
+//! Levels of `nested` at one place, each over the one before, are one term, with the values of the last level.
 //!
 //! [`Precision::Fast`] rounds activations to 8 bits with a scale for each 64, `max |x| / 127`, and adds
 //! products as integers. Beside roundings of f32 the result differs by at most
 //! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes plus their offset, -128
-//! to 0, are signed bytes, `nested` nodes of integers of up to 7 bits at the lowest level, and `trellis`
-//! nodes down columns with tables of signed bytes use it; all others multiply exactly.
+//! to 0, are signed bytes, `nested` nodes and `trellis` nodes down columns with tables of signed bytes use it. A
+//! table of `nested` is rounded to 16 bits for up to 3 tokens, which adds `(max - min of the row's table) / 131068 *
+//! Σ |x|`; for more it multiplies exactly, as levels over another do that stand alone. `codebook` nodes whose
+//! codes have 6 to 12 bits add products of entries with activations, which are not rounded: roundings of f32 are
+//! relative to `Σ |entry * scale * x|`. All others multiply exactly.
 //!
 //! # Instruction sets
 //!

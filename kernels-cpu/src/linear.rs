@@ -5,7 +5,7 @@ use crate::arch::Simd;
 use crate::error::{Result, argument};
 use crate::hadamard;
 use crate::isa::Isa;
-use crate::node::{Node, Plan, TILE_ELEMS, Wanted, each_tile};
+use crate::node::{Node, Plan, TILE_ELEMS, Wanted, each_tile, nested};
 use crate::operands::{BLOCK, Input};
 use crate::pool;
 use crate::precision::Precision;
@@ -40,9 +40,22 @@ pub struct Linear<'a> {
     view: MatrixView<'a>,
     /// Of each term.
     plans: Vec<Plan>,
+    /// The same in products.
+    parts: Vec<Part>,
     /// Whether products with terms can be added up: else rows of their sum are decoded.
     by_terms: bool,
     simd: Simd,
+}
+
+/// What a term is in products.
+#[derive(Debug)]
+enum Part {
+    /// Itself.
+    Own,
+    /// Nothing: a later term has its values too.
+    Covered,
+    /// The sum of itself and of terms that it covers.
+    Sum(Box<Plan>),
 }
 
 impl<'a> Linear<'a> {
@@ -59,7 +72,8 @@ impl<'a> Linear<'a> {
             col.is_multiple_of(BLOCK) && (end == cols || end.is_multiple_of(BLOCK)) && !replaces
         });
         let plans = view.terms().map(|(_, _, term)| Plan::new(term)).collect();
-        Ok(Self { view, plans, by_terms, simd })
+        let parts = Part::of_terms(&view);
+        Ok(Self { view, plans, parts, by_terms, simd })
     }
 
     /// Outputs.
@@ -186,7 +200,7 @@ impl<'a> Linear<'a> {
         }
         let Some(work) = scratch.workers(1).first_mut() else { return Ok(()) };
         each_part(matrices, tokens, out, |matrix, _, out| {
-            matrix.each_term(|node, row, col| {
+            matrix.each_part(|node, row, col| {
                 if !node.plan.is_whole() {
                     return Ok(());
                 }
@@ -209,6 +223,16 @@ impl<'a> Linear<'a> {
         Ok(())
     }
 
+    /// As [`Linear::each_term`], with terms that others cover left out.
+    fn each_part(&self, mut f: impl FnMut(Node<'_, 'a>, usize, usize) -> Result<()>) -> Result<()> {
+        let mut parts = self.parts.iter();
+        self.each_term(|node, row, col| match parts.next() {
+            Some(Part::Covered) => Ok(()),
+            Some(Part::Sum(plan)) => f(Node { plan, ..node }, row, col),
+            _ => f(node, row, col),
+        })
+    }
+
     /// Rows `rows` of the products.
     fn rows_of_products(
         &self,
@@ -221,7 +245,7 @@ impl<'a> Linear<'a> {
         // Several terms are decoded once, and their sum is multiplied with many tokens.
         let by_sum = x.precision() == Precision::Exact
             && tokens >= MANY_TOKENS
-            && self.plans.len() > 1
+            && self.parts.iter().filter(|part| !matches!(part, Part::Covered)).count() > 1
             && !self.plans.iter().any(Plan::is_whole);
         if !self.by_terms || by_sum {
             let input = x.input(0..self.cols().div_ceil(BLOCK));
@@ -230,7 +254,7 @@ impl<'a> Linear<'a> {
                 self.sum_rows(rows, out, work)
             });
         }
-        self.each_term(|node, row, col| {
+        self.each_part(|node, row, col| {
             let (start, end) = (rows.start.max(row), rows.end.min(row + node.view.rows()));
             if start >= end || node.plan.is_whole() {
                 return Ok(());
@@ -386,6 +410,33 @@ impl<'a> Linear<'a> {
             return parts.map(|((out, ids), work)| rows(out, ids, work)).collect();
         }
         parts.try_for_each(|((out, ids), work)| rows(out, ids, work))
+    }
+}
+
+impl Part {
+    /// Levels of `nested` that follow each other at one place are the last of them.
+    fn of_terms(view: &MatrixView<'_>) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for (i, (row, col, upper)) in view.terms().enumerate() {
+            let below = view.terms().take(i).zip(&parts).position(|((r, c, lower), part)| {
+                (r, c) == (row, col)
+                    && match part {
+                        Part::Own => nested::is_level(lower) && nested::follows(upper, lower),
+                        Part::Covered => false,
+                        Part::Sum(_) => nested::follows(upper, lower),
+                    }
+            });
+            let sum = below.and_then(|below| Some((below, nested::level(upper)?)));
+            if let Some((below, plan)) = sum {
+                if let Some(below) = parts.get_mut(below) {
+                    *below = Part::Covered;
+                }
+                parts.push(Part::Sum(Box::new(plan)));
+            } else {
+                parts.push(Part::Own);
+            }
+        }
+        parts
     }
 }
 

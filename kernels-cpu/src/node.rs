@@ -4,7 +4,7 @@ mod codebook;
 mod dense;
 mod grouped;
 mod low_rank;
-mod nested;
+pub(crate) mod nested;
 mod trellis;
 
 use crate::arch::{self, Simd};
@@ -112,6 +112,34 @@ impl Node<'_, '_> {
             _ => self.view.decode_rows(wanted.rows, wanted.out),
         }
     }
+}
+
+/// Whether two nodes are the same bytes, as far as that is looked at: of elements, and of codes with scales.
+fn is_same(a: &View<'_>, b: &View<'_>) -> bool {
+    match (a, b) {
+        (View::Dense(a), View::Dense(b)) => {
+            (a.dtype(), a.rows(), a.cols()) == (b.dtype(), b.rows(), b.cols())
+                && are_same_bytes(a.bytes(), b.bytes())
+        }
+        (View::Grouped(a), View::Grouped(b)) => {
+            let children = |a: Option<&View<'_>>, b: Option<&View<'_>>| match (a, b) {
+                (None, None) => true,
+                (Some(a), Some(b)) => is_same(a, b),
+                _ => false,
+            };
+            (a.descriptor(), a.rows(), a.cols()) == (b.descriptor(), b.rows(), b.cols())
+                && are_same_bytes(a.codes(), b.codes())
+                && children(a.scale(), b.scale())
+                && children(a.zero(), b.zero())
+                && children(a.table(), b.table())
+        }
+        _ => false,
+    }
+}
+
+/// Most often they are not only the same, but in one place.
+fn are_same_bytes(a: &[u8], b: &[u8]) -> bool {
+    core::ptr::eq(a, b) || a == b
 }
 
 /// Decodes some rows.

@@ -4,7 +4,7 @@ mod common;
 
 use cmf_format::DType;
 use cmf_format::encoding::grouped::{CodeMap, Minifloat, ZeroOp};
-use cmf_format::encoding::nested::Rounding;
+use cmf_format::encoding::nested::{self, Rounding};
 use cmf_format::encoding::sparse;
 use cmf_format::encoding::trellis::Axis;
 use cmf_format::write::TransformEntry;
@@ -219,6 +219,74 @@ fn nested_levels_over_each_other() -> Result {
         let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
         let expect = Expect { roundings: 4000, quantises: true };
         check(Parts { terms, ..Parts::default() }, 37, 130, 3, expect)?;
+    }
+    let nodes = tables(37, 130, &[3, 4, 7, 8], Rounding::Floor)?;
+    let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+    check(Parts { terms, ..Parts::default() }, 37, 130, 3, Expect { roundings: 4000, quantises: true })
+}
+
+#[test]
+fn nested_levels_that_are_not_of_one_place() -> Result {
+    let expect = Expect { roundings: 60_000, quantises: true };
+    let (lower, upper) =
+        (levels(37, 130, &[2, 4], Rounding::Floor, 32)?, tables(37, 130, &[3, 5], Rounding::Floor)?);
+    for nodes in [lower, upper] {
+        let [first, second] = <[_; 2]>::try_from(nodes).map_err(|_| "two levels")?;
+        // Alone, at other rows, twice.
+        check(Parts::of(second.clone()), 37, 130, 3, expect)?;
+        let terms = vec![(0, 0, first.clone()), (1, 0, second.clone())];
+        check(Parts { terms, ..Parts::default() }, 38, 130, 3, expect)?;
+        let terms = vec![(0, 0, first.clone()), (0, 0, second.clone()), (0, 0, second), (0, 0, first)];
+        check(Parts { terms, ..Parts::default() }, 37, 130, 3, expect)?;
+    }
+    // Planes and tables of their own.
+    let mut others = levels(37, 130, &[2, 4], Rounding::HalfUp, 64)?;
+    others.truncate(1);
+    others.extend(levels(37, 130, &[2, 4], Rounding::HalfUp, 32)?.pop());
+    let terms = others.into_iter().map(|node| (0, 0, node)).collect();
+    check(Parts { terms, ..Parts::default() }, 37, 130, 3, expect)
+}
+
+#[test]
+fn nested_tables_that_are_no_numbers() -> Result {
+    let (rows, cols) = (5, 70);
+    let codes: Vec<u8> = (0..rows * cols).map(|i| if i / cols == 2 { (i % 4) as u8 } else { 2 }).collect();
+    let mut values: Vec<f32> = (0..rows * 4).map(|i| i as f32).collect();
+    // Row 2 has what is no number, others have it where no code is.
+    values.iter_mut().skip(3).step_by(4).for_each(|value| *value = f32::INFINITY);
+    let level = nested::LevelData {
+        level: nested::Level { bits: 2, map: nested::Map::Table, rounding: Rounding::Floor, group_cols: 0 },
+        children: vec![plain(DType::F32, rows, 4, &values)?.into()],
+    };
+    let node = nested::pack(rows as u64, cols as u64, &nested::planes(&codes, cols, 2)?, &level, None)?;
+    let bytes = Parts::of(node).archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    for isa in isas() {
+        let linear = Linear::new(view(&archive)?, isa)?;
+        let x = vec![1.0; cols];
+        let y = multiply(&linear, &x, Precision::Fast, &mut Scratch::new())?;
+        let expected = [2.0, 6.0, f32::INFINITY, 14.0, 18.0].map(|w| w * cols as f32);
+        assert_eq!(y, expected, "{isa:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn codebooks_of_every_width() -> Result {
+    let expect = Expect { roundings: 2000, quantises: false };
+    for (bits, width, codebooks, scale_cols) in [
+        (6, 8, 2, 64),
+        (7, 4, 1, 0),
+        (8, 4, 1, 128),
+        (8, 8, 2, 0),
+        (9, 3, 1, 0),
+        (9, 8, 1, 0),
+        (10, 16, 2, 64),
+    ] {
+        for (rows, cols) in [(3, 17), (33, 65), (70, 200), (300, 130)] {
+            let node = vectors_of(bits, rows, cols, width, codebooks, scale_cols)?;
+            check(Parts::of(node), rows, cols, 3, expect)?;
+        }
     }
     Ok(())
 }

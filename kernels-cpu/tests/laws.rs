@@ -3,6 +3,7 @@
 mod common;
 
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
+use cmf_format::encoding::nested::Rounding;
 use common::*;
 use proptest::prelude::*;
 
@@ -53,5 +54,48 @@ proptest! {
         let own = Trellis { state_bits, step_bits, path_elems, scale_rows, odd, hashed, ..Trellis::PLAIN };
         let node = own.node(rows, cols, &mut Numbers(seed)).map_err(fail)?;
         agree(Parts::of(node), rows, cols, seed, Expect { roundings: 0, quantises: true })?;
+    }
+
+    #[test]
+    fn nested_is_the_reference(
+        bits in prop::collection::btree_set(1u8..=8, 1..4),
+        is_table in any::<bool>(),
+        rounds in any::<bool>(),
+        is_lone in any::<bool>(),
+        rows in 1usize..40,
+        cols in 1usize..400,
+        group_cols in prop_oneof![Just(0u32), Just(16), Just(32), Just(64), Just(128), Just(80), Just(7)],
+        seed in any::<u64>(),
+    ) {
+        // Rounding half up takes a plane more.
+        let bits: Vec<u8> = bits.into_iter().filter(|bits| !rounds || *bits < 8).collect();
+        let bits = if bits.is_empty() { vec![7] } else { bits };
+        let rounding = if rounds { Rounding::HalfUp } else { Rounding::Floor };
+        let mut nodes = match is_table {
+            true => tables(rows, cols, &bits, rounding),
+            false => levels(rows, cols, &bits, rounding, group_cols),
+        }.map_err(fail)?;
+        if is_lone {
+            nodes.drain(..nodes.len() - 1);
+        }
+        let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
+        let expect = Expect { roundings: 60_000, quantises: true };
+        agree(Parts { terms, ..Parts::default() }, rows, cols, seed, expect)?;
+    }
+
+    #[test]
+    fn codebook_is_the_reference(
+        bits in 3u8..=10,
+        width in 1usize..=20,
+        codebooks in 1u8..4,
+        scale_vectors in prop_oneof![Just(0u32), Just(1), Just(8), Just(16)],
+        rows in 1usize..100,
+        cols in 1usize..300,
+        seed in any::<u64>(),
+    ) {
+        let scale_cols = scale_vectors * width as u32;
+        let node = vectors_of(bits, rows, cols, width, codebooks, scale_cols).map_err(fail)?;
+        // Entries that are added may take each other away.
+        agree(Parts::of(node), rows, cols, seed, Expect { roundings: 60_000, quantises: false })?;
     }
 }

@@ -310,6 +310,26 @@ pub(crate) fn sum_of_token(input: &Input<'_>, token: usize) -> f32 {
     (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 }
 
+/// 1.5 * 2^23: adding it leaves the integer that is nearest, ties to even, in the low bits.
+pub(crate) const NEAREST: f32 = 12_582_912.0;
+
+/// How values become integers of 16 bits.
+pub(crate) struct Range {
+    pub(crate) middle: f32,
+    pub(crate) step: f32,
+    pub(crate) inverse: f32,
+}
+
+impl Range {
+    #[inline(always)]
+    pub(crate) fn new(least: f32, most: f32) -> Self {
+        let (middle, half) = (0.5 * least + 0.5 * most, 0.5 * most - 0.5 * least);
+        // Less than this is nothing beside f32's smallest normal numbers.
+        let (step, inverse) = if half > 1e-32 { (half / 32767.0, 32767.0 / half) } else { (0.0, 0.0) };
+        Self { middle, step, inverse }
+    }
+}
+
 /// Values as integers of 16 bits, times a step, beside the middle of them.
 pub(crate) struct TableBytes {
     /// Upper bytes, plus 128.
@@ -340,13 +360,10 @@ pub(crate) fn quantise_table(values: &[f32]) -> TableBytes {
     }
     let least = least.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
     let most = most.into_iter().fold(f32::MIN, |a, b| if b > a { b } else { a });
-    let (middle, half) = (0.5 * least + 0.5 * most, 0.5 * most - 0.5 * least);
-    // Less than this is nothing beside f32's smallest normal numbers.
-    let (step, inverse) = if half > 1e-32 { (half / 32767.0, 32767.0 / half) } else { (0.0, 0.0) };
+    let Range { middle, step, inverse } = Range::new(least, most);
     let mut bytes = TableBytes { upper: [128; 256], lower: [0; 256], step, middle };
     for ((upper, lower), v) in bytes.upper.iter_mut().zip(&mut bytes.lower).zip(values) {
-        // As in `quantise`.
-        let bits = ((v - middle) * inverse + 12_582_912.0).to_bits();
+        let bits = ((v - middle) * inverse + NEAREST).to_bits();
         (*upper, *lower) = ((bits >> 8) as u8 ^ 128, bits as u8);
     }
     bytes
@@ -441,8 +458,7 @@ pub(crate) fn quantise(values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
     let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     let mut out = [0; BLOCK];
     for (out, v) in out.iter_mut().zip(values) {
-        // Adding 1.5 * 2^23 leaves the integer that is nearest, ties to even, in the low bits.
-        let shifted = v * inverse + 12_582_912.0;
+        let shifted = v * inverse + NEAREST;
         *out = shifted.to_bits() as u8 as i8;
     }
     (out, scale)

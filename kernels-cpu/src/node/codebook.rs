@@ -34,14 +34,14 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `None` for what the kernels do not do: vectors of several rows, or of other than 4, 8 or 16
-    /// columns, and large codebooks.
+    /// `None` for what the kernels do not do: vectors of several rows, or of more than 16 columns, and large
+    /// codebooks.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
         let descriptor = view.descriptor();
         let (width, codebooks) = (descriptor.vector_cols as usize, usize::from(descriptor.codebooks));
         let bits = usize::from(descriptor.bits);
         let count = view.entries().rows().checked_mul(width)?;
-        let fits = descriptor.vector_rows == 1 && [4, 8, 16].contains(&width) && count <= MOST_VALUES;
+        let fits = descriptor.vector_rows == 1 && width <= tables::MAX_WIDTH && count <= MOST_VALUES;
         if !fits || view.rows() == 0 || view.cols() == 0 {
             return None;
         }
@@ -131,10 +131,14 @@ impl Plan {
             let codes = view.codes().get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[]);
             simd.run(
                 #[inline(always)]
-                || match self.width {
-                    4 => self.decode_row::<4>(codes, scales, out),
-                    8 => self.decode_row::<8>(codes, scales, out),
-                    _ => self.decode_row::<16>(codes, scales, out),
+                || match (self.width, self.codebooks) {
+                    (4, 1) => self.decode_row::<4, 1>(codes, scales, out),
+                    (8, 1) => self.decode_row::<8, 1>(codes, scales, out),
+                    (8, 2) => self.decode_row::<8, 2>(codes, scales, out),
+                    (4, _) => self.decode_row::<4, 0>(codes, scales, out),
+                    (8, _) => self.decode_row::<8, 0>(codes, scales, out),
+                    (16, _) => self.decode_row::<16, 0>(codes, scales, out),
+                    _ => self.decode_vectors(codes, scales, out),
                 },
             );
         }
@@ -142,40 +146,80 @@ impl Plan {
         done
     }
 
-    /// Without scales there is nothing to multiply by; a single one is for all columns.
+    /// Vectors of `W` columns, sums of `M` entries, or of as many as there are codebooks where that is 0.
     #[inline(always)]
-    fn decode_row<const W: usize>(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
+    fn decode_row<const W: usize, const M: usize>(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
         let entries = self.entries.as_chunks::<W>().0;
-        let mask = (1u32 << self.bits) - 1;
-        let mut at = 0;
-        let mut next = || {
-            let bytes = codes.get(at / 8..).unwrap_or(&[]);
-            let word = match bytes.first_chunk() {
-                Some(word) => u32::from_le_bytes(*word),
-                None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte)),
-            };
-            let code = word >> (at % 8) & mask;
-            at += self.bits;
-            code as usize
+        let (whole, last) = out.as_chunks_mut::<W>();
+        let count = whole.len();
+        let vector = |i: usize| {
+            let mut sum = [0.0; W];
+            self.each_entry::<M>(codes, i, |m, index| {
+                let entry = entries.get(index).unwrap_or(&[0.0; W]);
+                match m {
+                    0 => sum = *entry,
+                    _ => sum.iter_mut().zip(entry).for_each(|(sum, value)| *sum += value),
+                }
+            });
+            sum
         };
-        let per_scale = if scales.len() == 1 { usize::MAX } else { self.vectors_per_scale };
-        for (i, out) in out.chunks_mut(per_scale.saturating_mul(W)).enumerate() {
-            for out in out.chunks_mut(W) {
-                let mut sum = entries.get(next()).copied().unwrap_or([0.0; W]);
-                let mut of_book = 1 << self.bits;
-                for _ in 1..self.codebooks {
-                    let entry = entries.get(of_book + next()).unwrap_or(&[0.0; W]);
-                    sum.iter_mut().zip(entry).for_each(|(sum, value)| *sum += value);
-                    of_book += 1 << self.bits;
-                }
-                if let Some(scale) = scales.get(i) {
-                    sum.iter_mut().for_each(|value| *value *= scale);
-                }
-                match out.first_chunk_mut() {
-                    Some(out) => *out = sum,
-                    None => out.iter_mut().zip(sum).for_each(|(out, value)| *out = value),
+        let per_scale = self.vectors_of_scale(scales);
+        for (group, out) in whole.chunks_mut(per_scale).enumerate() {
+            let scale = scales.get(group);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = vector(group * per_scale + i);
+                if let Some(scale) = scale {
+                    out.iter_mut().for_each(|value| *value *= scale);
                 }
             }
+        }
+        if !last.is_empty() {
+            let scale = scales.get(count / per_scale);
+            for (out, value) in last.iter_mut().zip(vector(count)) {
+                *out = scale.map_or(value, |scale| value * scale);
+            }
+        }
+    }
+
+    /// Vectors of any width.
+    #[inline(always)]
+    fn decode_vectors(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
+        let per_scale = self.vectors_of_scale(scales);
+        for (i, out) in out.chunks_mut(self.width).enumerate() {
+            self.each_entry::<0>(codes, i, |m, index| {
+                let entry = self.entries.get(index * self.width..(index + 1) * self.width).unwrap_or(&[]);
+                match m {
+                    0 => out.iter_mut().zip(entry).for_each(|(out, value)| *out = *value),
+                    _ => out.iter_mut().zip(entry).for_each(|(out, value)| *out += value),
+                }
+            });
+            if let Some(scale) = scales.get(i / per_scale) {
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+    }
+
+    /// A single scale is for all columns.
+    #[inline(always)]
+    fn vectors_of_scale(&self, scales: &[f32]) -> usize {
+        if scales.len() == 1 { usize::MAX } else { self.vectors_per_scale }
+    }
+
+    /// The codebooks and the entries of all of them that the codes of vector `i` name, of `M` codebooks unless
+    /// that is 0.
+    #[inline(always)]
+    fn each_entry<const M: usize>(&self, codes: &[u8], i: usize, mut each: impl FnMut(usize, usize)) {
+        let (codebooks, bits) = (if M == 0 { self.codebooks } else { M }, self.bits);
+        let mut at = i * codebooks * bits;
+        let mut word = tables::word(codes, at / 8) >> (at % 8);
+        for m in 0..codebooks {
+            // Seven bits of a word may be those of the vector before.
+            if (m + 1) * bits > 57 {
+                word = tables::word(codes, at / 8) >> (at % 8);
+            }
+            each(m, m << bits | word as usize & ((1 << bits) - 1));
+            word >>= bits;
+            at += bits;
         }
     }
 }

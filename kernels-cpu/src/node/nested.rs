@@ -1,7 +1,7 @@
 //! `nested`: bit planes, which become codes of a byte each for some rows at a time.
 
 use super::grouped::{self, Source};
-use super::{Node, Plan as AnyPlan, Wanted, read_child};
+use super::{Node, Plan as AnyPlan, Wanted, are_same_bytes, is_same, read_child};
 use crate::arch;
 use crate::error::Result;
 use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Planes, Zero};
@@ -114,6 +114,34 @@ impl Plan {
     }
 }
 
+/// Whether a node is a level with none below.
+pub(crate) fn is_level(view: &AnyView<'_>) -> bool {
+    matches!(view, AnyView::Nested(view) if view.lower().is_none())
+}
+
+/// Whether the level below of `upper` is the level of `lower`, so that their sum is the level of `upper`.
+pub(crate) fn follows(upper: &AnyView<'_>, lower: &AnyView<'_>) -> bool {
+    let (AnyView::Nested(upper), AnyView::Nested(lower)) = (upper, lower) else { return false };
+    let (Some(below), Some(values)) = (upper.descriptor().lower, upper.lower()) else { return false };
+    let level = lower.descriptor().level;
+    (upper.rows(), upper.cols(), below) == (lower.rows(), lower.cols(), level)
+        && lower.planes().len() <= upper.planes().len()
+        && lower.planes().iter().zip(upper.planes()).all(|(a, b)| are_same_bytes(a, b))
+        && match (values, lower.level()) {
+            (Values::Integer { scale, zero }, Values::Integer { scale: own, zero: of }) => {
+                is_same(scale, own) && is_same(zero, of)
+            }
+            (Values::Table(table), Values::Table(own)) => is_same(table, own),
+            _ => false,
+        }
+}
+
+/// How to work with a node's level alone.
+pub(crate) fn level(view: &AnyView<'_>) -> Option<AnyPlan> {
+    let AnyView::Nested(view) = view else { return None };
+    Plan::of_level(view).map(AnyPlan::Nested)
+}
+
 /// Whether codes are multiplied with quantised activations while they are read.
 fn is_few(input: &Input<'_>) -> bool {
     input.is_quantised() && input.tokens < FEW
@@ -190,7 +218,12 @@ impl Part {
             let tables = all.get_mut(..rows.len() * entries).unwrap_or(&mut []);
             read_child(table, 1, Wanted { simd, rows: rows.clone(), out: &mut *tables, work: work.below() })?;
             let wanted = Wanted { simd, rows: rows.clone(), out: &mut *out, work: &mut *work };
-            if !tables.iter().all(|value| value.abs() <= LARGEST) {
+            // All are looked at, which is faster than to stop at the first.
+            let are_finite = simd.run(
+                #[inline(always)]
+                || tables.iter().fold(true, |all, value| all & (value.abs() <= LARGEST)),
+            );
+            if !are_finite {
                 return self.exact_tables(view, table, input, wanted);
             }
             let pieces = work.panel.sized(2 * self.blocks);

@@ -238,8 +238,39 @@ pub(crate) fn levels(
     Ok(nested::pack_levels(rows as u64, cols as u64, &nested::planes(&codes, cols, most)?, &levels)?)
 }
 
-/// `codebook`: vectors of `width` columns, which need not divide `cols`.
+/// `nested`: a node for each level with a table for each row, each over the one before.
+pub(crate) fn tables(
+    rows: usize,
+    cols: usize,
+    bits: &[u8],
+    rounding: nested::Rounding,
+) -> Result<Vec<NodeData>> {
+    let mut numbers = Numbers(4);
+    let most = bits.iter().max().map_or(0, |bits| bits + rounding as u8);
+    let codes: Vec<u8> = (0..rows * cols).map(|_| numbers.byte(1 << most)).collect();
+    let level = |bits: &u8| -> Result<nested::LevelData> {
+        let level = nested::Level { bits: *bits, map: nested::Map::Table, rounding, group_cols: 0 };
+        let table = plain(DType::F16, rows, 1 << bits, &numbers.values(rows << bits, 1.0))?;
+        Ok(nested::LevelData { level, children: vec![table.into()] })
+    };
+    let levels = bits.iter().map(level).collect::<Result<Vec<_>>>()?;
+    Ok(nested::pack_levels(rows as u64, cols as u64, &nested::planes(&codes, cols, most)?, &levels)?)
+}
+
+/// `codebook`: vectors of `width` columns, which need not divide `cols`, by codes of 6 bits.
 pub(crate) fn vectors(
+    rows: usize,
+    cols: usize,
+    width: usize,
+    codebooks: u8,
+    scale_cols: u32,
+) -> Result<NodeData> {
+    vectors_of(6, rows, cols, width, codebooks, scale_cols)
+}
+
+/// As [`vectors`], by codes of `bits` bits.
+pub(crate) fn vectors_of(
+    bits: u8,
     rows: usize,
     cols: usize,
     width: usize,
@@ -248,7 +279,7 @@ pub(crate) fn vectors(
 ) -> Result<NodeData> {
     let mut numbers = Numbers(4);
     let descriptor = codebook::Descriptor {
-        bits: 6,
+        bits,
         codebooks,
         vector_rows: 1,
         vector_cols: width as u32,
@@ -256,8 +287,8 @@ pub(crate) fn vectors(
         scale_cols,
     };
     let count = rows * cols.div_ceil(width) * usize::from(codebooks);
-    let codes: Vec<u16> = (0..count).map(|_| numbers.byte(64).into()).collect();
-    let entries = 64 * usize::from(codebooks);
+    let codes: Vec<u16> = (0..count).map(|_| (numbers.next() % (1 << bits)) as u16).collect();
+    let entries = usize::from(codebooks) << bits;
     let entries = plain(DType::F16, entries, width, &numbers.values(entries * width, 1.0))?;
     let across = grouped::groups(cols as u64, scale_cols) as usize;
     let scale = plain(DType::F16, rows, across, &numbers.values(rows * across, 1.0))?;

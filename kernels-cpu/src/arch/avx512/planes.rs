@@ -291,9 +291,7 @@ fn look_up<const P: usize>(
         let of_token = out.get_mut(token..).unwrap_or(&mut []);
         let outs = of_token.iter_mut().step_by(input.tokens);
         for ((row, table), out) in (0..planes.rows).zip(tables.chunks_exact(entries.max(1))).zip(outs) {
-            let table = portable::quantise_table(table);
-            let upper = Bytes::<P>::new(&table.upper);
-            let lower = Bytes::<P>::new(&table.lower);
+            let Table { upper, lower, step, middle } = Table::<P>::new(table);
             let add = |codes, [q, taken]: &[[u8; BLOCK]; 2]| {
                 let q = load_bytes(q);
                 let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), upper.of(codes), q);
@@ -308,10 +306,60 @@ fn look_up<const P: usize>(
             let lanes = unsafe {
                 products(&reader, row, pieces, scales, add, |[scale]: &[f32; 1]| _mm512_set1_ps(*scale))
             };
-            *out += sum(lanes).mul_add(table.step, table.middle * all);
+            *out += sum(lanes).mul_add(step, middle * all);
         }
     }
     true
+}
+
+/// Values of codes of `P` bits, as [`portable::quantise_table`] has them.
+struct Table<const P: usize> {
+    upper: Bytes<P>,
+    lower: Bytes<P>,
+    step: f32,
+    middle: f32,
+}
+
+impl<const P: usize> Table<P> {
+    /// Of values that are finite; what comes beyond their end is anything.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn new(values: &[f32]) -> Self {
+        let first = _mm512_set1_ps(values.first().copied().unwrap_or_default());
+        let vectors = ((1 << P) / 16).max(1);
+        let load = |i: usize| {
+            let values = values.get(16 * i..).unwrap_or(&[]);
+            values.first_chunk().map_or_else(|| load_part_over(first, values), |values| load_floats(values))
+        };
+        let (mut least, mut most) = (first, first);
+        for i in 0..vectors {
+            least = _mm512_min_ps(least, load(i));
+            most = _mm512_max_ps(most, load(i));
+        }
+        let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
+        let portable::Range { middle, step, inverse } = portable::Range::new(least, most);
+        let [middles, inverses] = [_mm512_set1_ps(middle), _mm512_set1_ps(inverse)];
+        let quantised = |i: usize| {
+            let values = _mm512_mul_ps(_mm512_sub_ps(load(i), middles), inverses);
+            _mm512_castps_si512(_mm512_add_ps(values, _mm512_set1_ps(portable::NEAREST)))
+        };
+        // Of pairs of vectors, the lowest bytes of all values, or the second ones.
+        let place = |i: usize, byte| (4 * (i % 32) + byte) as u8;
+        let lowest = load_bytes(&core::array::from_fn(|i| place(i, 0)));
+        let second = load_bytes(&core::array::from_fn(|i| place(i, 1)));
+        let (mut upper, mut lower) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
+        for i in 0..vectors.div_ceil(4) {
+            let [a, b, c, d] =
+                four!(k => if 4 * i + k < vectors { quantised(4 * i + k) } else { _mm512_setzero_si512() });
+            let join = |bytes| {
+                let (first, last) =
+                    (_mm512_permutex2var_epi8(a, bytes, b), _mm512_permutex2var_epi8(c, bytes, d));
+                _mm512_inserti64x4::<1>(first, _mm512_castsi512_si256(last))
+            };
+            (lower[i], upper[i]) = (join(lowest), _mm512_xor_si512(join(second), _mm512_set1_epi8(-128)));
+        }
+        Self { upper: Bytes::new(upper), lower: Bytes::new(lower), step, middle }
+    }
 }
 
 /// Bytes of codes of `P` bits.
@@ -320,14 +368,11 @@ struct Bytes<const P: usize>([__m512i; 4]);
 impl<const P: usize> Bytes<P> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(of: &[u8; 256]) -> Self {
-        let parts = of.as_chunks::<64>().0;
-        let part = |i: usize| parts.get(i).map_or(_mm512_setzero_si512(), |part| load_bytes(part));
-        if P <= 4 {
-            let first = _mm512_shuffle_i32x4::<0>(part(0), part(0));
-            return Self([first; 4]);
+    fn new(of: [__m512i; 4]) -> Self {
+        if P > 4 {
+            return Self(of);
         }
-        Self(four!(i => part(i)))
+        Self([_mm512_shuffle_i32x4::<0>(of[0], of[0]); 4])
     }
 
     #[inline]

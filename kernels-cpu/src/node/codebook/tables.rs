@@ -15,7 +15,7 @@ const MANY_BYTES: usize = 1 << 18;
 const AHEAD: usize = 16;
 
 /// Most columns of a vector.
-const MAX_WIDTH: usize = 16;
+pub(super) const MAX_WIDTH: usize = 16;
 
 /// Bits of codes that tables are made for.
 pub(super) const BITS: core::ops::RangeInclusive<usize> = 6..=12;
@@ -290,7 +290,7 @@ fn add_one<const N: usize, const E: usize>(table: &[[f32; N]; E], word: u64, sum
 
 /// The word at byte `at`, zeros beyond the end.
 #[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
     let bytes = bytes.get(at..).unwrap_or(&[]);
     match bytes.first_chunk() {
         Some(word) => u64::from_le_bytes(*word),
