@@ -255,51 +255,6 @@ pub(crate) fn planes(planes: &[&[u8]], out: &mut [[u8; BLOCK]]) {
     }
 }
 
-/// Of each block, or of each granule of it, the scale of a token's activations and their sum.
-#[inline(always)]
-pub(crate) fn scales_and_sums<const G: usize>(
-    input: &Input<'_>,
-    token: usize,
-    scales: &mut [f32],
-    sums: &mut [f32],
-) {
-    let parts = scales.as_chunks_mut::<G>().0.iter_mut().zip(sums.as_chunks_mut::<G>().0);
-    let of_blocks = input.scales(token).iter().zip(input.granule_sums(token));
-    for ((scales, sums), (scale, granules)) in parts.zip(of_blocks) {
-        *scales = [*scale; G];
-        for (sum, granules) in sums.iter_mut().zip(granules.chunks(GRANULES / G)) {
-            *sum = granules.iter().sum();
-        }
-    }
-}
-
-/// Scales of a row times those of activations, and, in 16 lanes, the products of its terms with sums of
-/// activations.
-#[inline(always)]
-pub(crate) fn scale_row(
-    of_row: &[f32],
-    terms: &[f32],
-    scales: &[f32],
-    sums: &[f32],
-    out: &mut [f32],
-) -> [f32; 16] {
-    for ((out, of_row), scale) in out.iter_mut().zip(of_row).zip(scales) {
-        *out = of_row * scale;
-    }
-    let mut lanes = [0.0; 16];
-    let (terms, terms_left) = terms.as_chunks::<16>();
-    let (sums, sums_left) = sums.as_chunks::<16>();
-    for (terms, sums) in terms.iter().zip(sums) {
-        for i in 0..16 {
-            lanes[i] = terms[i].mul_add(sums[i], lanes[i]);
-        }
-    }
-    for (lane, (term, sum)) in lanes.iter_mut().zip(terms_left.iter().zip(sums_left)) {
-        *lane = term.mul_add(*sum, *lane);
-    }
-    lanes
-}
-
 /// The sum of a token's activations, as they are rounded.
 #[inline(always)]
 pub(crate) fn sum_of_token(input: &Input<'_>, token: usize) -> f32 {

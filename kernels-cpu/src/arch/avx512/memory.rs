@@ -67,15 +67,6 @@ pub(super) fn load_floats(values: &[f32; 16]) -> __m512 {
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
-/// `over`, whose first values are those of `values`, of which at most 16 count.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn load_part_over(over: __m512, values: &[f32]) -> __m512 {
-    let mask = ((1u32 << values.len().min(16)) - 1) as u16;
-    // SAFETY: only values whose bit is set are read, which `values` has.
-    unsafe { _mm512_mask_loadu_ps(over, mask, values.as_ptr()) }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn store_floats(values: __m512, out: &mut [f32; 16]) {

@@ -241,17 +241,53 @@ fn fast_scaled<const P: usize, const G: usize>(
     let Some(own) = rest.get_mut(..width) else { return };
     let add = |codes, q: &[i8; BLOCK]| _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, load_codes(q));
     for token in 0..input.tokens {
-        portable::scales_and_sums::<G>(input, token, scales, sums);
+        scales_and_sums::<G>(input, token, scales, sums);
         let of_token = out.get_mut(token..).unwrap_or(&mut []);
         for (row, out) in (0..planes.rows).zip(of_token.iter_mut().step_by(input.tokens)) {
             let (of_row, terms) = scaled.row(row, width);
-            let added = portable::scale_row(of_row, terms, scales, sums, own);
+            let added = scale_row(of_row, terms, scales, sums, own);
             let (row, pieces) = (reader.row(planes, row), input.quantised(token));
             // SAFETY: `is_there` has seen that the row is there, with all of its looks.
             let lanes = unsafe { products(&reader, row, pieces, own.as_chunks().0, add, &spread) };
             *out += sum(_mm512_add_ps(lanes, load_floats(&added)));
         }
     }
+}
+
+/// Of each block, or of each granule of it, the scale of a token's activations and their sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,gfni")]
+fn scales_and_sums<const G: usize>(input: &Input<'_>, token: usize, scales: &mut [f32], sums: &mut [f32]) {
+    let parts = scales.as_chunks_mut::<G>().0.iter_mut().zip(sums.as_chunks_mut::<G>().0);
+    let of_blocks = input.scales(token).iter().zip(input.granule_sums(token));
+    for ((scales, sums), (scale, granules)) in parts.zip(of_blocks) {
+        *scales = [*scale; G];
+        for (sum, granules) in sums.iter_mut().zip(granules.chunks(GRANULES / G)) {
+            *sum = granules.iter().sum();
+        }
+    }
+}
+
+/// Scales of a row times those of activations, and, in 16 lanes, the products of its terms with sums of
+/// activations.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,gfni")]
+fn scale_row(of_row: &[f32], terms: &[f32], scales: &[f32], sums: &[f32], out: &mut [f32]) -> [f32; 16] {
+    for ((out, of_row), scale) in out.iter_mut().zip(of_row).zip(scales) {
+        *out = of_row * scale;
+    }
+    let mut lanes = [0.0; 16];
+    let (terms, terms_left) = terms.as_chunks::<16>();
+    let (sums, sums_left) = sums.as_chunks::<16>();
+    for (terms, sums) in terms.iter().zip(sums) {
+        for i in 0..16 {
+            lanes[i] = terms[i].mul_add(sums[i], lanes[i]);
+        }
+    }
+    for (lane, (term, sum)) in lanes.iter_mut().zip(terms_left.iter().zip(sums_left)) {
+        *lane = term.mul_add(*sum, *lane);
+    }
+    lanes
 }
 
 /// Products of codes that name values of a table for each row. Gives whether that was done. `pieces` has two
@@ -360,6 +396,15 @@ impl<const P: usize> Table<P> {
         }
         Self { upper: Bytes::new(upper), lower: Bytes::new(lower), step, middle }
     }
+}
+
+/// `over`, whose first values are those of `values`, of which at most 16 count.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_part_over(over: __m512, values: &[f32]) -> __m512 {
+    let mask = ((1u32 << values.len().min(16)) - 1) as u16;
+    // SAFETY: only values whose bit is set are read, which `values` has.
+    unsafe { _mm512_mask_loadu_ps(over, mask, values.as_ptr()) }
 }
 
 /// Bytes of codes of `P` bits.
