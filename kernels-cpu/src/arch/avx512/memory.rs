@@ -32,6 +32,15 @@ pub(super) fn prefetch(bytes: &[u8], ahead: usize) {
     _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast());
 }
 
+/// Asks for `bytes` bytes from `from` on, as [`prefetch`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn ask(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast());
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
