@@ -46,8 +46,9 @@
 //! products as integers. Beside roundings of f32 the result differs by at most
 //! `Σ |w| * max |x of its 64| / 254`. `grouped` nodes whose codes plus their offset, -128
 //! to 0, are signed bytes, `nested` nodes and `trellis` nodes down columns with tables of signed bytes use it. A
-//! table of `nested` is rounded to 16 bits for up to 3 tokens, which adds `(max - min of the row's table) / 131068 *
-//! Σ |x|`; for more it multiplies exactly, as levels over another do that stand alone. `codebook` nodes whose
+//! table of `nested` is rounded to 16 bits for up to 3 tokens and 8 columns or more for each of its values, which
+//! adds `(max - min of the row's table) / 131068 * Σ |x|`; else it multiplies exactly, as for 4 tokens or more levels
+//! over another do that stand alone. `codebook` nodes whose
 //! codes have 6 to 12 bits add products of entries with activations, which are not rounded: roundings of f32 are
 //! relative to `Σ |entry * scale * x|`. All others multiply exactly.
 //!

@@ -162,6 +162,26 @@ impl<'k> Planes<'k> {
     }
 }
 
+/// Tables of f16 values that codes name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HalfTables<'k> {
+    /// From the first row on, if each has its own.
+    pub(crate) bytes: &'k [u8],
+    /// Bytes from one table to the next, 0 where there is one for all.
+    pub(crate) stride: usize,
+    /// Bytes of a table.
+    pub(crate) length: usize,
+}
+
+impl<'k> HalfTables<'k> {
+    /// The table of row `row`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'k [u8] {
+        let start = row * self.stride;
+        self.bytes.get(start..start + self.length).unwrap_or(&[])
+    }
+}
+
 /// What integer codes of rows are scaled with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scaled<'k> {

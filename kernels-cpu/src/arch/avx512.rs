@@ -39,7 +39,7 @@ use core::arch::x86_64::*;
 
 pub(super) use self::few::{fast_stored, fast_twice};
 use self::memory::*;
-pub(super) use self::planes::{planes, planes_fast, planes_tables};
+pub(super) use self::planes::{planes, planes_decode, planes_fast, planes_halves, planes_tables};
 pub(super) use self::trellis::{trellis, trellis_fast};
 use crate::operands::{
     BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero,

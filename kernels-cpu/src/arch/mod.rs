@@ -12,7 +12,7 @@ mod neon;
 mod portable;
 
 use crate::isa::Isa;
-use crate::operands::{BLOCK, Codes, Elements, GRANULES, Input, Planes, Scaled, Twice, Words};
+use crate::operands::{BLOCK, Codes, Elements, GRANULES, HalfTables, Input, Planes, Scaled, Twice, Words};
 
 /// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +263,41 @@ pub(crate) fn planes_tables(
         return unsafe { avx512::planes_tables(planes, tables, input, pieces, out) };
     }
     let _ = (simd, planes, tables, input, pieces, out);
+    false
+}
+
+/// As [`exact`], for codes in bit planes that name f16 values, where there is a kernel for that: else `false`. Few
+/// tokens.
+pub(crate) fn planes_halves(
+    simd: Simd,
+    planes: &Planes<'_>,
+    tables: &HalfTables<'_>,
+    input: &Input<'_>,
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        return unsafe { avx512::planes_halves(planes, tables, input, out) };
+    }
+    let _ = (simd, planes, tables, input, out);
+    false
+}
+
+/// Decodes rows of what [`planes_halves`] multiplies with, where there is a kernel for that: else `false`.
+pub(crate) fn planes_decode(
+    simd: Simd,
+    planes: &Planes<'_>,
+    tables: &HalfTables<'_>,
+    cols: usize,
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd.0 == Isa::Avx512 {
+        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
+        return unsafe { avx512::planes_decode(planes, tables, cols, out) };
+    }
+    let _ = (simd, planes, tables, cols, out);
     false
 }
 

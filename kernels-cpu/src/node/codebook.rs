@@ -11,6 +11,10 @@ use cmf_format::encoding::codebook::View;
 /// Most values of all entries that are decoded: 256 KiB, which a cache of a core holds.
 const MOST_VALUES: usize = 1 << 16;
 
+/// Codes that are unpacked at a time, and most codebooks, so that these are codes of whole vectors by eights.
+const AT_ONCE: usize = 256;
+const MAX_CODEBOOKS: usize = AT_ONCE / 8;
+
 /// So many rows are worth that many entries of a codebook being multiplied with all activations.
 const ROWS_OF_TABLE: usize = 4;
 /// Columns of a group, below which there are too many scales to decode those of all rows first.
@@ -35,13 +39,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// `None` for what the kernels do not do: vectors of several rows, or of more than 16 columns, and large
-    /// codebooks.
+    /// codebooks or more than 32.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
         let descriptor = view.descriptor();
         let (width, codebooks) = (descriptor.vector_cols as usize, usize::from(descriptor.codebooks));
         let bits = usize::from(descriptor.bits);
         let count = view.entries().rows().checked_mul(width)?;
         let fits = descriptor.vector_rows == 1 && width <= tables::MAX_WIDTH && count <= MOST_VALUES;
+        let fits = fits && codebooks <= MAX_CODEBOOKS;
         if !fits || view.rows() == 0 || view.cols() == 0 {
             return None;
         }
@@ -132,13 +137,14 @@ impl Plan {
             simd.run(
                 #[inline(always)]
                 || match (self.width, self.codebooks) {
-                    (4, 1) => self.decode_row::<4, 1>(codes, scales, out),
-                    (8, 1) => self.decode_row::<8, 1>(codes, scales, out),
-                    (8, 2) => self.decode_row::<8, 2>(codes, scales, out),
-                    (4, _) => self.decode_row::<4, 0>(codes, scales, out),
-                    (8, _) => self.decode_row::<8, 0>(codes, scales, out),
-                    (16, _) => self.decode_row::<16, 0>(codes, scales, out),
-                    _ => self.decode_vectors(codes, scales, out),
+                    (4, 1) => self.decode_row(codes, scales, out, |of, out| self.vectors::<4, 1>(of, out)),
+                    (8, 1) => self.decode_row(codes, scales, out, |of, out| self.vectors::<8, 1>(of, out)),
+                    (8, 2) => self.decode_row(codes, scales, out, |of, out| self.vectors::<8, 2>(of, out)),
+                    (3, _) => self.decode_row(codes, scales, out, |of, out| self.vectors::<3, 0>(of, out)),
+                    (4, _) => self.decode_row(codes, scales, out, |of, out| self.vectors::<4, 0>(of, out)),
+                    (8, _) => self.decode_row(codes, scales, out, |of, out| self.vectors::<8, 0>(of, out)),
+                    (16, _) => self.decode_row(codes, scales, out, |of, out| self.vectors::<16, 0>(of, out)),
+                    _ => self.decode_row(codes, scales, out, |of, out| self.any_vectors(of, out)),
                 },
             );
         }
@@ -146,80 +152,82 @@ impl Plan {
         done
     }
 
-    /// Vectors of `W` columns, sums of `M` entries, or of as many as there are codebooks where that is 0.
+    /// Hands the codes of some vectors at a time to `vectors`, with what they are multiplied with.
     #[inline(always)]
-    fn decode_row<const W: usize, const M: usize>(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
-        let entries = self.entries.as_chunks::<W>().0;
-        let (whole, last) = out.as_chunks_mut::<W>();
-        let count = whole.len();
-        let vector = |i: usize| {
-            let mut sum = [0.0; W];
-            self.each_entry::<M>(codes, i, |m, index| {
-                let entry = entries.get(index).unwrap_or(&[0.0; W]);
-                match m {
-                    0 => sum = *entry,
-                    _ => sum.iter_mut().zip(entry).for_each(|(sum, value)| *sum += value),
-                }
-            });
-            sum
-        };
-        let per_scale = self.vectors_of_scale(scales);
-        for (group, out) in whole.chunks_mut(per_scale).enumerate() {
-            let scale = scales.get(group);
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = vector(group * per_scale + i);
-                if let Some(scale) = scale {
-                    out.iter_mut().for_each(|value| *value *= scale);
-                }
+    fn decode_row(
+        &self,
+        codes: &[u8],
+        scales: &[f32],
+        out: &mut [f32],
+        vectors: impl Fn((&[u16], Option<f32>), &mut [f32]),
+    ) {
+        let Self { width, codebooks, bits, .. } = *self;
+        let step = AT_ONCE / codebooks / 8 * 8;
+        // A single scale is for all columns.
+        let per_scale = if scales.len() == 1 { usize::MAX } else { self.vectors_per_scale };
+        let mut unpacked = [0; AT_ONCE];
+        let mut first = 0;
+        for out in out.chunks_mut((step * width).max(1)) {
+            let count = out.len().div_ceil(width);
+            let (own, _) = unpacked.split_at_mut((count * codebooks).min(AT_ONCE));
+            tables::unpack(codes.get(first * codebooks * bits / 8..).unwrap_or(&[]), bits, own);
+            let (mut own, mut rest) = (&*own, out);
+            while !rest.is_empty() {
+                let of_scale = (per_scale - first % per_scale).min(own.len() / codebooks).max(1);
+                let (some, others) = own.split_at((of_scale * codebooks).min(own.len()));
+                let (out, beyond) = rest.split_at_mut((of_scale * width).min(rest.len()));
+                vectors((some, scales.get(first / per_scale).copied()), out);
+                (own, rest, first) = (others, beyond, first + of_scale);
             }
         }
-        if !last.is_empty() {
-            let scale = scales.get(count / per_scale);
-            for (out, value) in last.iter_mut().zip(vector(count)) {
-                *out = scale.map_or(value, |scale| value * scale);
+    }
+
+    /// Vectors of `W` columns, sums of `M` entries, or of as many as there are codebooks where that is 0.
+    #[inline(always)]
+    fn vectors<const W: usize, const M: usize>(
+        &self,
+        (codes, scale): (&[u16], Option<f32>),
+        out: &mut [f32],
+    ) {
+        let entries = self.entries.as_chunks::<W>().0;
+        let (codebooks, bits) = (if M == 0 { self.codebooks } else { M }, self.bits);
+        let entry = |m: usize, code: u16| entries.get(m << bits | usize::from(code)).unwrap_or(&[0.0; W]);
+        let vector = |codes: &[u16]| {
+            let mut codes = codes.iter().enumerate();
+            let mut sum = codes.next().map_or([0.0; W], |(m, code)| *entry(m, *code));
+            for (m, code) in codes {
+                let entry = entry(m, *code);
+                sum = core::array::from_fn(|k| sum[k] + entry[k]);
             }
+            sum
+        };
+        let (whole, last) = out.as_chunks_mut::<W>();
+        let (of_whole, of_last) = codes.split_at((whole.len() * codebooks).min(codes.len()));
+        let each = of_whole.chunks_exact(codebooks.max(1)).zip(whole);
+        match scale {
+            Some(scale) => each.for_each(|(codes, out)| *out = vector(codes).map(|value| value * scale)),
+            None => each.for_each(|(codes, out)| *out = vector(codes)),
+        }
+        for (out, value) in last.iter_mut().zip(vector(of_last)) {
+            *out = scale.map_or(value, |scale| value * scale);
         }
     }
 
     /// Vectors of any width.
     #[inline(always)]
-    fn decode_vectors(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
-        let per_scale = self.vectors_of_scale(scales);
-        for (i, out) in out.chunks_mut(self.width).enumerate() {
-            self.each_entry::<0>(codes, i, |m, index| {
-                let entry = self.entries.get(index * self.width..(index + 1) * self.width).unwrap_or(&[]);
+    fn any_vectors(&self, (codes, scale): (&[u16], Option<f32>), out: &mut [f32]) {
+        for (codes, out) in codes.chunks_exact(self.codebooks).zip(out.chunks_mut(self.width)) {
+            for (m, code) in codes.iter().enumerate() {
+                let start = (m << self.bits | usize::from(*code)) * self.width;
+                let entry = self.entries.get(start..start + self.width).unwrap_or(&[]);
                 match m {
                     0 => out.iter_mut().zip(entry).for_each(|(out, value)| *out = *value),
                     _ => out.iter_mut().zip(entry).for_each(|(out, value)| *out += value),
                 }
-            });
-            if let Some(scale) = scales.get(i / per_scale) {
+            }
+            if let Some(scale) = scale {
                 out.iter_mut().for_each(|value| *value *= scale);
             }
-        }
-    }
-
-    /// A single scale is for all columns.
-    #[inline(always)]
-    fn vectors_of_scale(&self, scales: &[f32]) -> usize {
-        if scales.len() == 1 { usize::MAX } else { self.vectors_per_scale }
-    }
-
-    /// The codebooks and the entries of all of them that the codes of vector `i` name, of `M` codebooks unless
-    /// that is 0.
-    #[inline(always)]
-    fn each_entry<const M: usize>(&self, codes: &[u8], i: usize, mut each: impl FnMut(usize, usize)) {
-        let (codebooks, bits) = (if M == 0 { self.codebooks } else { M }, self.bits);
-        let mut at = i * codebooks * bits;
-        let mut word = tables::word(codes, at / 8) >> (at % 8);
-        for m in 0..codebooks {
-            // Seven bits of a word may be those of the vector before.
-            if (m + 1) * bits > 57 {
-                word = tables::word(codes, at / 8) >> (at % 8);
-            }
-            each(m, m << bits | word as usize & ((1 << bits) - 1));
-            word >>= bits;
-            at += bits;
         }
     }
 }

@@ -4,7 +4,8 @@ use super::grouped::{self, Source};
 use super::{Node, Plan as AnyPlan, Wanted, are_same_bytes, is_same, read_child};
 use crate::arch;
 use crate::error::Result;
-use crate::operands::{BLOCK, Codes, GRANULES, Input, Map, Planes, Zero};
+use crate::operands::{BLOCK, Codes, GRANULES, HalfTables, Input, Map, Planes, Zero};
+use cmf_format::DType;
 use cmf_format::encoding::View as AnyView;
 use cmf_format::encoding::nested::{Level, Rounding, Values, View};
 use core::ops::Range;
@@ -17,8 +18,11 @@ const LONG: usize = 32;
 
 /// Tokens from which on codes are put together before they are multiplied.
 const FEW: usize = 4;
-/// Tokens from which on values of large tables are looked up once for all.
+/// Tokens from which on values of tables are looked up once for all.
 const MANY: usize = 8;
+
+/// Columns for each value of a table from which on it is worth making integers of them.
+const COLS_OF_VALUE: usize = 8;
 
 /// Largest value of tables whose products are sums of integers.
 const LARGEST: f32 = 1e37;
@@ -74,8 +78,8 @@ impl Plan {
         if is_few(input) {
             return true;
         }
-        let is_fast = matches!(self.level.meaning, Meaning::Integer(_)) || self.level.bits <= 4;
-        self.lower.is_none() && (is_fast || input.tokens < MANY)
+        let is_integer = matches!(self.level.meaning, Meaning::Integer(_));
+        self.lower.is_none() && (is_integer || input.tokens < MANY)
     }
 
     /// Products with the level, less those with the level below.
@@ -194,7 +198,9 @@ impl Part {
                     },
                 )
             }
-            (Meaning::Table(plan), Values::Table(table)) if is_few(input) => {
+            (Meaning::Table(plan), Values::Table(table))
+                if is_few(input) && view.cols() >= COLS_OF_VALUE * table.cols() =>
+            {
                 self.multiply_tables(view, Node { view: table, plan }, input, wanted)
             }
             _ => self.multiply_codes(view, values, input, wanted),
@@ -272,6 +278,14 @@ impl Part {
         input: &Input<'_>,
         wanted: Wanted<'_>,
     ) -> Result<()> {
+        if input.tokens < FEW
+            && let Some(tables) = half_tables(table.view, &wanted.rows)
+        {
+            let planes = self.planes(view, &wanted.rows);
+            if arch::planes_halves(wanted.simd, &planes, &tables, input, wanted.out) {
+                return Ok(());
+            }
+        }
         self.each_rows(view, input.tokens, wanted, &mut |panel, wanted| {
             let simd = wanted.simd;
             self.each_table(table, panel, input.tokens, wanted, &mut |codes, out| {
@@ -299,6 +313,14 @@ impl Part {
 
     fn decode(&self, view: &View<'_>, values: &Values<'_>, wanted: Wanted<'_>) -> Result<()> {
         let cols = view.cols();
+        if let Values::Table(table) = values
+            && let Some(tables) = half_tables(table, &wanted.rows)
+        {
+            let planes = self.planes(view, &wanted.rows);
+            if arch::planes_decode(wanted.simd, &planes, &tables, cols, wanted.out) {
+                return Ok(());
+            }
+        }
         self.each_rows(view, cols, wanted, &mut |panel, wanted| match (&self.meaning, values) {
             (Meaning::Integer(plan), Values::Integer { scale, zero }) => {
                 plan.decode_source(&source(&wanted.rows, panel, scale, zero, cols), wanted)
@@ -377,6 +399,15 @@ impl Part {
         work.scales = scales;
         done
     }
+}
+
+/// Tables of f16 values of these rows.
+fn half_tables<'v>(table: &'v AnyView<'_>, rows: &Range<usize>) -> Option<HalfTables<'v>> {
+    let AnyView::Dense(table) = table else { return None };
+    let length = 2 * table.cols();
+    let (start, stride) = if table.rows() == 1 { (0, 0) } else { (rows.start * length, length) };
+    let bytes = table.bytes().get(start..)?;
+    (table.dtype() == DType::F16).then_some(HalfTables { bytes, stride, length })
 }
 
 /// Codes of rows with scales and zero points.

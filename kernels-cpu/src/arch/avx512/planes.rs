@@ -5,8 +5,27 @@
 //! matrices and a constant transposes them: the columns become codes. Up to four planes are two codes a byte,
 //! those of the first 64 columns in the lower halves.
 
+/// Calls a kernel with the number of planes as a constant.
+macro_rules! by_planes {
+    ($count:expr, $kernel:ident($($argument:expr),*)) => {
+        match $count {
+            1 => $kernel::<1>($($argument),*),
+            2 => $kernel::<2>($($argument),*),
+            3 => $kernel::<3>($($argument),*),
+            4 => $kernel::<4>($($argument),*),
+            5 => $kernel::<5>($($argument),*),
+            6 => $kernel::<6>($($argument),*),
+            7 => $kernel::<7>($($argument),*),
+            _ => $kernel::<8>($($argument),*),
+        }
+    };
+}
+
+mod halves;
+
 use core::arch::x86_64::*;
 
+pub(in crate::arch) use self::halves::{planes_decode, planes_halves};
 use super::memory::*;
 use super::*;
 use crate::arch::portable;
@@ -37,11 +56,25 @@ impl<const P: usize> Reader<P> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new(planes: &Planes<'_>) -> Self {
+        Self::in_order(planes, |eight| eight)
+    }
+
+    /// Codes of which the lower eights of every 16 are those of 32 columns, and the upper ones those of the next.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn by_halves(planes: &Planes<'_>) -> Self {
+        Self::in_order(planes, |eight| eight / 2 + eight % 2 * 4)
+    }
+
+    /// `columns` gives which eight columns of 64 each eight codes are of.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn in_order(planes: &Planes<'_>, columns: impl Fn(usize) -> usize) -> Self {
         // Byte `row` of the matrix of eight columns from `8 * column` on has bit `7 - row` of codes.
         let place = |row: usize, column: usize| 16 * (row % 4) + column;
         let (mut first, mut second) = ([0; 64], [0; 64]);
         for (i, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
-            let (row, column) = (i % 8, i / 8);
+            let (row, column) = (i % 8, columns(i / 8));
             // The second operand of a permutation of two follows the first.
             let upper = if row < 4 { 64 } else { 0 };
             *first = (place(row, column) + upper) as u8;
@@ -140,22 +173,6 @@ fn is_there(planes: &Planes<'_>) -> bool {
         && all.iter().all(|plane| bytes.is_some_and(|bytes| bytes <= plane.len()))
         && looks > 0
         && planes.row_bytes > LOOK * (looks - 1)
-}
-
-/// Calls a kernel with the number of planes as a constant.
-macro_rules! by_planes {
-    ($count:expr, $kernel:ident($($argument:expr),*)) => {
-        match $count {
-            1 => $kernel::<1>($($argument),*),
-            2 => $kernel::<2>($($argument),*),
-            3 => $kernel::<3>($($argument),*),
-            4 => $kernel::<4>($($argument),*),
-            5 => $kernel::<5>($($argument),*),
-            6 => $kernel::<6>($($argument),*),
-            7 => $kernel::<7>($($argument),*),
-            _ => $kernel::<8>($($argument),*),
-        }
-    };
 }
 
 /// Codes of rows, a byte each, in rows of whole blocks. Gives whether that was done.
@@ -408,6 +425,7 @@ fn load_part_over(over: __m512, values: &[f32]) -> __m512 {
 }
 
 /// Bytes of codes of `P` bits.
+#[derive(Clone, Copy)]
 struct Bytes<const P: usize>([__m512i; 4]);
 
 impl<const P: usize> Bytes<P> {

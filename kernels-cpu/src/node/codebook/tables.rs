@@ -288,9 +288,30 @@ fn add_one<const N: usize, const E: usize>(table: &[[f32; N]; E], word: u64, sum
     core::array::from_fn(|i| sums[i] + value[i])
 }
 
+/// Codes from the start of `codes` on.
+#[inline(always)]
+pub(super) fn unpack(codes: &[u8], bits: usize, out: &mut [u16]) {
+    let mask = (1u64 << bits) - 1;
+    if bits <= 8 {
+        for (i, out) in out.chunks_mut(8).enumerate() {
+            let word = word(codes, i * bits);
+            match out.as_chunks_mut::<8>().0 {
+                [out] => *out = core::array::from_fn(|k| (word >> (k * bits) & mask) as u16),
+                _ => {
+                    out.iter_mut().enumerate().for_each(|(k, out)| *out = (word >> (k * bits) & mask) as u16)
+                }
+            }
+        }
+    } else {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = (word(codes, i * bits / 8) >> (i * bits % 8) & mask) as u16;
+        }
+    }
+}
+
 /// The word at byte `at`, zeros beyond the end.
 #[inline(always)]
-pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
+fn word(bytes: &[u8], at: usize) -> u64 {
     let bytes = bytes.get(at..).unwrap_or(&[]);
     match bytes.first_chunk() {
         Some(word) => u64::from_le_bytes(*word),
