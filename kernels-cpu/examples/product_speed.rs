@@ -13,8 +13,10 @@ use std::time::Instant;
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+use cmf_format::encoding::sparse::Block;
 use common::{
-    Grouped, Numbers, Parts, Result, Trellis, levels, parse, plain, planes, tables, vectors, vectors_of, view,
+    Grouped, Listing, Numbers, Parts, Result, Sparse, Trellis, levels, packed, parse, plain, planes, signs,
+    tables, vectors, vectors_of, view,
 };
 
 /// Rows and columns.
@@ -36,16 +38,26 @@ fn grouped((rows, cols): Shape, bits: u8, group_cols: u32, numbers: &mut Numbers
     Ok(vec![Grouped::symmetric(bits, group_cols).node(rows, cols, numbers)?])
 }
 
+/// Codes as recipe `q4` makes them.
+fn four_bits(numbers: &mut Numbers, (rows, cols): Shape) -> Result<NodeData> {
+    let map = CodeMap::Integer { offset: 0 };
+    Grouped { zero: ZeroOp::Add, twice: true, map, ..Grouped::symmetric(4, 32) }.node(rows, cols, numbers)
+}
+
+/// One listed value of `one_in`.
+fn listed((rows, cols): Shape, listing: Listing, one_in: usize, numbers: &mut Numbers) -> Result<NodeData> {
+    Sparse { listing, one_in, ..Sparse::PLAIN }.node(rows, cols, numbers)
+}
+
+const CSR: Listing = Listing::Csr(Block::ONE);
+const BITMAP: Listing = Listing::Bitmap(Block::ONE);
+
 const CASES: &[(&str, Make)] = &[
     ("grouped 2 bits, groups of 32", |s, n| grouped(s, 2, 32, n)),
     ("grouped 3 bits, groups of 32", |s, n| grouped(s, 3, 32, n)),
     ("grouped 4 bits, groups of 32", |s, n| grouped(s, 4, 32, n)),
     ("grouped 4 bits, groups of 64", |s, n| grouped(s, 4, 64, n)),
-    ("grouped 4 bits, zero points, both twice", |s, n| {
-        let own = Grouped::symmetric(4, 32);
-        let map = CodeMap::Integer { offset: 0 };
-        Ok(vec![Grouped { zero: ZeroOp::Add, twice: true, map, ..own }.node(s.0, s.1, n)?])
-    }),
+    ("grouped 4 bits, zero points, both twice", |s, n| Ok(vec![four_bits(n, s)?])),
     ("grouped 8 bits, groups of 64", |s, n| grouped(s, 8, 64, n)),
     ("trellis 2 bits, windows of 6", |s, n| Ok(vec![trellis(s, 6, 2, n)?])),
     ("trellis 2 bits, windows of 7", |s, n| Ok(vec![trellis(s, 7, 2, n)?])),
@@ -66,6 +78,19 @@ const CASES: &[(&str, Make)] = &[
     ("codebook, 256 vectors of 4", |s, _| Ok(vec![vectors_of(8, s.0, s.1, 4, 1, 0)?])),
     ("codebook, 2 of 256 vectors of 8", |s, _| Ok(vec![vectors_of(8, s.0, s.1, 8, 2, 0)?])),
     ("codebook, 512 vectors of 3", |s, _| Ok(vec![vectors_of(9, s.0, s.1, 3, 1, 0)?])),
+    ("sparse 1 %", |s, n| Ok(vec![listed(s, CSR, 100, n)?])),
+    ("sparse 10 %, bitmap", |s, n| Ok(vec![listed(s, BITMAP, 10, n)?])),
+    ("sparse 50 %, bitmap", |s, n| Ok(vec![listed(s, BITMAP, 2, n)?])),
+    ("sparse 2 of 4", |s, n| Ok(vec![listed(s, Listing::Nm(2, 4), 1, n)?])),
+    ("grouped 4 bits, groups of 64, sparse 1 %", |s, n| {
+        Ok(vec![Grouped::symmetric(4, 64).node(s.0, s.1, n)?, listed(s, CSR, 100, n)?])
+    }),
+    ("grouped 4 bits, both twice, sparse 0.5 %", |s, n| Ok(vec![four_bits(n, s)?, listed(s, CSR, 200, n)?])),
+    ("sign_low_rank, rank 8", |s, _| Ok(vec![signs(s.0, s.1, 8, DType::F16)?])),
+    ("sign_low_rank, rank 16", |s, _| Ok(vec![signs(s.0, s.1, 16, DType::F16)?])),
+    ("sign_low_rank, 4 of rank 16", |s, _| (0..4).map(|_| signs(s.0, s.1, 16, DType::F16)).collect()),
+    ("lossless bf16", |s, _| Ok(vec![packed(DType::BF16, s.0, s.1)?])),
+    ("lossless f32", |s, _| Ok(vec![packed(DType::F32, s.0, s.1)?])),
     ("dense f16", |s, n| Ok(vec![plain(DType::F16, s.0, s.1, &n.values(s.0 * s.1, 1.0))?])),
 ];
 

@@ -37,10 +37,12 @@
 //!
 //! [`Precision::Exact`] multiplies f32 activations with the weights that the reference decode gives.
 //! Products are added in 16 lanes, column `j` to lane `j mod 16`, each by one fused multiply-add, lanes
-//! by halves, and terms in their order; from 8 tokens on, several terms are decoded and summed first. So
-//! the result is the same to the bit on every instruction set and at every number of threads, and
-//! differs from the exact sum of products of a term by at most `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order.
-//! Levels of `nested` at one place, each over the one before, are one term, with the values of the last level.
+//! by halves, and terms in their order; from 8 tokens on, several terms are decoded and summed first. Of
+//! `sparse` nodes that list single elements by column only these are multiplied with, the i-th of a row in
+//! lane `i mod 16`. So the result is the same to the bit on every instruction set and at every number of
+//! threads, and differs from the exact sum of products of a term by at most
+//! `(cols / 16 + 5) * 2^-24 * Σ |w x|`, to first order. Levels of `nested` at one place, each over the one
+//! before, are one term, with the values of the last level.
 //!
 //! [`Precision::Fast`] rounds activations to 8 bits with a scale for each 64, `max |x| / 127`, and adds
 //! products as integers. Beside roundings of f32 the result differs by at most
@@ -50,7 +52,9 @@
 //! adds `(max - min of the row's table) / 131068 * Σ |x|`; else it multiplies exactly, as for 4 tokens or more levels
 //! over another do that stand alone. `codebook` nodes whose
 //! codes have 6 to 12 bits add products of entries with activations, which are not rounded: roundings of f32 are
-//! relative to `Σ |entry * scale * x|`. All others multiply exactly.
+//! relative to `Σ |entry * scale * x|`. `sign_low_rank` nodes by fewer than 8 tokens sum the columns of each
+//! component with their signs first, in f32, and differ by at most `(cols / 4 + rank + 10) * 2^-24 * Σ |a b x|`
+//! over components and columns. All others multiply exactly.
 //!
 //! # Instruction sets
 //!

@@ -233,6 +233,11 @@ impl<'a> Linear<'a> {
         })
     }
 
+    /// Rows that are decoded together at least.
+    fn least_rows(&self) -> usize {
+        self.plans.iter().map(Plan::least_rows).max().unwrap_or(1)
+    }
+
     /// Rows `rows` of the products.
     fn rows_of_products(
         &self,
@@ -243,16 +248,21 @@ impl<'a> Linear<'a> {
     ) -> Result<()> {
         let tokens = x.tokens();
         // Several terms are decoded once, and their sum is multiplied with many tokens.
-        let by_sum = x.precision() == Precision::Exact
+        let is_exact = x.precision() == Precision::Exact || self.plans.iter().all(Plan::is_always_exact);
+        let by_sum = is_exact
             && tokens >= MANY_TOKENS
             && self.parts.iter().filter(|part| !matches!(part, Part::Covered)).count() > 1
             && !self.plans.iter().any(Plan::is_whole);
         if !self.by_terms || by_sum {
             let input = x.input(0..self.cols().div_ceil(BLOCK));
             let wanted = Wanted { simd: self.simd, rows, out, work };
-            return each_tile(self.cols(), &input, wanted, &mut |Wanted { rows, out, work, .. }| {
-                self.sum_rows(rows, out, work)
-            });
+            return each_tile(
+                self.cols(),
+                self.least_rows(),
+                &input,
+                wanted,
+                &mut |Wanted { rows, out, work, .. }| self.sum_rows(rows, out, work),
+            );
         }
         self.each_part(|node, row, col| {
             let (start, end) = (rows.start.max(row), rows.end.min(row + node.view.rows()));
@@ -336,7 +346,7 @@ impl<'a> Linear<'a> {
                 return node.decode(Wanted { simd: self.simd, rows: start - row..end - row, out, work });
             }
             let mut tile = core::mem::take(&mut work.tile);
-            let height = TILE_ELEMS.div_ceil(width.max(1));
+            let height = TILE_ELEMS.div_ceil(width.max(1)).max(self.least_rows());
             let mut done = Ok(());
             for (first, out) in (start..end).step_by(height).zip(out.chunks_mut(height * cols)) {
                 let own = first - row..(first + out.len() / cols) - row;

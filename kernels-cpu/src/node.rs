@@ -5,6 +5,8 @@ mod dense;
 mod grouped;
 mod low_rank;
 pub(crate) mod nested;
+mod sign_low_rank;
+mod sparse;
 mod trellis;
 
 use crate::arch::{self, Simd};
@@ -27,6 +29,8 @@ pub(crate) enum Plan {
     LowRank(low_rank::Plan),
     Nested(nested::Plan),
     Codebook(codebook::Plan),
+    Sparse(sparse::Plan),
+    SignLowRank(sign_low_rank::Plan),
     /// By the reference decode, some rows at a time.
     Reference,
 }
@@ -39,6 +43,8 @@ impl Plan {
             View::Trellis(view) => trellis::Plan::new(view).map(Plan::Trellis),
             View::Nested(view) => nested::Plan::new(view).map(Plan::Nested),
             View::Codebook(view) => codebook::Plan::new(view).map(Plan::Codebook),
+            View::Sparse(view) => sparse::Plan::new(view).map(Plan::Sparse),
+            View::SignLowRank(view) => sign_low_rank::Plan::new(view).map(Plan::SignLowRank),
             View::LowRank(view) => Some(Plan::LowRank(low_rank::Plan::new(view))),
             _ => None,
         };
@@ -48,6 +54,17 @@ impl Plan {
     /// Whether the rows of a product are made all at once, not some rows by each thread.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self, Plan::LowRank(_))
+    }
+
+    /// Whether products are exact whatever the precision, so that many are made faster of decoded rows of a
+    /// sum.
+    pub(crate) fn is_always_exact(&self) -> bool {
+        matches!(self, Plan::SignLowRank(_) | Plan::Sparse(_) | Plan::Reference)
+    }
+
+    /// Rows that are decoded together at least: what is read for a row serves others.
+    pub(crate) fn least_rows(&self) -> usize {
+        if matches!(self, Plan::SignLowRank(_)) { 32 } else { 4 }
     }
 }
 
@@ -97,7 +114,9 @@ impl Node<'_, '_> {
             (Plan::Codebook(plan), View::Codebook(view)) if plan.is_by_tables(input) => {
                 plan.multiply(view, input, wanted)
             }
-            _ => each_tile(self.view.cols(), input, wanted, &mut |wanted| self.decode(wanted)),
+            (Plan::Sparse(plan), View::Sparse(view)) => plan.multiply(self.view, view, input, wanted),
+            (Plan::SignLowRank(plan), View::SignLowRank(view)) => plan.multiply(view, input, wanted),
+            _ => each_tile(self.view.cols(), 4, input, wanted, &mut |wanted| self.decode(wanted)),
         }
     }
 
@@ -109,6 +128,8 @@ impl Node<'_, '_> {
             (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(view, wanted),
             (Plan::Nested(plan), View::Nested(view)) => plan.decode(view, wanted),
             (Plan::Codebook(plan), View::Codebook(view)) => plan.decode(view, wanted),
+            (Plan::Sparse(plan), View::Sparse(view)) => plan.decode(self.view, view, wanted),
+            (Plan::SignLowRank(plan), View::SignLowRank(view)) => plan.decode(view, wanted),
             _ => self.view.decode_rows(wanted.rows, wanted.out),
         }
     }
@@ -145,14 +166,16 @@ fn are_same_bytes(a: &[u8], b: &[u8]) -> bool {
 /// Decodes some rows.
 pub(crate) type Decode<'d> = dyn FnMut(Wanted<'_>) -> Result<()> + 'd;
 
-/// Adds the products of rows that `decode` makes, a tile of them at a time, to `out`.
+/// Adds the products of rows that `decode` makes, a tile of them at a time, to `out`. A tile has
+/// `least_rows`, or more if these are short.
 pub(crate) fn each_tile(
     cols: usize,
+    least_rows: usize,
     input: &Input<'_>,
     wanted: Wanted<'_>,
     decode: &mut Decode<'_>,
 ) -> Result<()> {
-    let tile_rows = (TILE_ELEMS / (input.blocks * BLOCK).max(1)).max(4);
+    let tile_rows = (TILE_ELEMS / (input.blocks * BLOCK).max(1)).max(least_rows);
     wanted.parts(tile_rows, input.tokens, &mut |Wanted { simd, rows, out, work }| {
         let mut tile = core::mem::take(&mut work.sum);
         let padded = tile.sized(rows.len() * input.blocks);

@@ -1,5 +1,7 @@
 //! What kernels read: codes of some rows, words of trellis paths, activations.
 
+use core::ops::Range;
+
 /// Columns that share a scale of quantised activations; vectors are padded with zeros to a multiple.
 pub(crate) const BLOCK: usize = 64;
 /// Columns for which a scale and a zero point of weights are spread out.
@@ -233,6 +235,95 @@ impl<'k> Elements<'k> {
     pub(crate) fn row(&self, row: usize) -> &'k [u8] {
         let bytes = self.cols * self.element.bytes();
         self.bytes.get(row * bytes..(row + 1) * bytes).unwrap_or(&[])
+    }
+}
+
+/// Columns and values of entries: those of 16 at a time, and one column more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entries<'k> {
+    /// Of as many entries as values.
+    Decoded { columns: &'k [u32], values: &'k [f32] },
+    /// Columns of 16 bits and values of f16, as they lie.
+    Stored { columns: &'k [[u8; 2]], values: &'k [[u8; 2]] },
+}
+
+/// Rows of values at listed columns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listed<'k> {
+    pub(crate) cols: usize,
+    /// Where each row's entries begin, and where those of the last end, counted from elsewhere.
+    pub(crate) offsets: &'k [[u8; 4]],
+    /// From the first row's first on, perhaps with more behind those of the last row.
+    pub(crate) entries: Entries<'k>,
+}
+
+impl Listed<'_> {
+    /// The entries of row `row`.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> Range<usize> {
+        let offset = |i: usize| self.offsets.get(i).map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+        let first = offset(0);
+        offset(row).saturating_sub(first)..offset(row + 1).saturating_sub(first)
+    }
+}
+
+/// Rows of [`Signed`] that lie together.
+pub(crate) const SIDE: usize = 4;
+/// Of the rank, what is summed together.
+pub(crate) const LANES: usize = 16;
+/// Tables of the signs of a block: one for each four columns.
+pub(crate) const SIGN_TABLES: usize = BLOCK / 4;
+
+/// Of each four columns, the sums that their 16 combinations of signs make: bit i of the index says that
+/// column i is positive. In each lane for another component of the rank.
+pub(crate) type SignTables = [[[f32; LANES]; 16]; SIGN_TABLES];
+
+/// Rows of signs, and the factors of their magnitudes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signed<'k> {
+    pub(crate) rank: usize,
+    pub(crate) blocks: usize,
+    pub(crate) rows: usize,
+    /// `[rows / SIDE, rank]`, of `SIDE` rows each.
+    pub(crate) a: &'k [[f32; SIDE]],
+    /// `[blocks, rank]`, 0 beyond the last column.
+    pub(crate) b: &'k [[f32; BLOCK]],
+    /// A bit for each column, 1 is positive; rows lie `row_bytes` apart.
+    pub(crate) signs: &'k [u8],
+    pub(crate) row_bytes: usize,
+}
+
+impl<'k> Signed<'k> {
+    /// Some of the rows, from a multiple of `SIDE` on.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        Self {
+            rows: rows.len(),
+            a: self.a.get(rows.start / SIDE * self.rank..).unwrap_or(&[]),
+            signs: self.signs.get(rows.start * self.row_bytes..).unwrap_or(&[]),
+            ..*self
+        }
+    }
+
+    /// The right factor of a block.
+    #[inline(always)]
+    pub(crate) fn b(&self, block: usize) -> &'k [[f32; BLOCK]] {
+        self.b.get(block * self.rank..(block + 1) * self.rank).unwrap_or(&[])
+    }
+
+    /// The signs of all blocks of a row; behind the row's end they are any.
+    #[inline(always)]
+    pub(crate) fn row_signs(&self, row: usize) -> &'k [u8] {
+        self.signs.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or(&[])
+    }
+
+    /// The signs of a block of a row; behind the row's end they are any.
+    #[inline(always)]
+    pub(crate) fn signs(&self, row: usize, block: usize) -> u64 {
+        let bytes = self.signs.get(row * self.row_bytes + block * 8..).unwrap_or(&[]);
+        match bytes.first_chunk() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use crate::work::Work;
 /// are kept, as those of [`crate::Activations`] are.
 ///
 /// From then on, loading activations, multiplying and decoding rows allocate nothing on the thread that
-/// works, for `dense` of f16, bf16 and f32, for `grouped`, `trellis`, `nested` and `codebook` nodes that have
-/// a kernel, for products with `low_rank`, and for sums of these. What does allocate: whatever goes by the
-/// reference decode (`sparse`, `sign_low_rank`, `lossless` and the nodes above that have no kernel), rows
+/// works, for `dense` of f16, bf16 and f32, for `grouped`, `trellis`, `nested`, `codebook`, `sparse` and
+/// `sign_low_rank` nodes that have a kernel, for products with `low_rank`, and for sums of these. What does
+/// allocate: whatever goes by the reference decode (`lossless` and the nodes above that have no kernel), rows
 /// decoded under transforms of the output side, [`crate::Linear::decode_elements`], and rayon when it
 /// hands work to other threads.
 #[derive(Debug, Default)]

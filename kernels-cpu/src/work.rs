@@ -19,6 +19,10 @@ pub(crate) struct Work {
     pub(crate) panel: Lines<[u8; BLOCK]>,
     /// Sums of trellis paths.
     pub(crate) lanes: Lines<[f32; 16]>,
+    /// Columns of listed values, or bits where there are any.
+    pub(crate) positions: Lines<u32>,
+    /// Signs of blocks.
+    pub(crate) signs: Lines<u64>,
     /// The end of paths, which comes before their start.
     pub(crate) wrap: Lines<[u8; 4]>,
     /// Buffers of the children.
@@ -39,6 +43,8 @@ impl Work {
             + blocks
             + self.lanes.bytes()
             + self.wrap.bytes()
+            + self.positions.bytes()
+            + self.signs.bytes()
             + self.below.as_ref().map_or(0, |below| below.bytes())
     }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use cmf_format::encoding::grouped::{CodeMap, Minifloat, ZeroOp};
 use cmf_format::encoding::nested::Rounding;
-use cmf_format::encoding::sparse::Op;
+use cmf_format::encoding::sparse::{Block, Op};
 use cmf_format::write::TransformEntry;
 use cmf_format::{DType, NodeData};
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
@@ -66,6 +66,27 @@ fn fused() -> Result<Vec<(String, Vec<NodeData>)>> {
     cases.push(("nested, integers".into(), levels(ROWS, COLS, &[4], Rounding::HalfUp, 32)?));
     cases.push(("nested, over each other".into(), levels(ROWS, COLS, &[2, 4], Rounding::Floor, 32)?));
     cases.push(("codebook".into(), one(vectors(ROWS, COLS, 8, 2, 0)?)));
+    let block = Block { rows: 2, cols: 4 };
+    for listing in [
+        Listing::Csr(Block::ONE),
+        Listing::Csr(block),
+        Listing::Bitmap(Block::ONE),
+        Listing::Bitmap(block),
+        Listing::Nm(2, 4),
+    ] {
+        for values in [Some(DType::F16), None] {
+            let own = Sparse { listing, values, ..Sparse::PLAIN };
+            cases.push((format!("{own:?}"), one(own.node(ROWS, COLS, n)?)));
+        }
+    }
+    cases.push((
+        "grouped + sparse".into(),
+        vec![four.node(ROWS, COLS, n)?, Sparse::PLAIN.node(ROWS, COLS, n)?],
+    ));
+    cases.push(("sign_low_rank".into(), one(signs(ROWS, COLS, 5, DType::F16)?)));
+    cases.push(("sign_low_rank, codes".into(), one(signs_of_codes(ROWS, COLS, 5)?)));
+    let terms = (0..3).map(|_| signs(ROWS, COLS, 16, DType::F16)).collect::<Result<Vec<_>>>()?;
+    cases.push(("sign_low_rank, three".into(), terms));
     cases.push(("low_rank".into(), one(factors(ROWS, COLS)?)));
     let terms = vec![Trellis::PLAIN.node(ROWS, COLS, n)?, four.node(ROWS, COLS, n)?];
     cases.push(("trellis + grouped".into(), terms));
@@ -79,11 +100,12 @@ fn decoded() -> Result<Vec<(String, Vec<NodeData>)>> {
     Ok(vec![
         ("grouped, groups of 20".into(), one(Grouped::symmetric(3, 20).node(ROWS, COLS, n)?)),
         ("trellis, 4 bits".into(), one(Trellis { step_bits: 4, ..Trellis::PLAIN }.node(ROWS, COLS, n)?)),
-        ("sparse".into(), one(outliers(Op::Add, ROWS, COLS)?)),
-        ("grouped, sparse".into(), vec![codes, outliers(Op::Replace, ROWS, COLS)?]),
+        (
+            "grouped, sparse".into(),
+            vec![codes, Sparse { op: Op::Replace, ..Sparse::PLAIN }.node(ROWS, COLS, n)?],
+        ),
         ("codebook, vectors of 5".into(), one(vectors(ROWS, COLS, 5, 2, 0)?)),
-        ("sign_low_rank".into(), one(signs(ROWS, COLS)?)),
-        ("lossless".into(), one(packed(ROWS, COLS)?)),
+        ("lossless".into(), one(packed(DType::BF16, ROWS, COLS)?)),
     ])
 }
 

@@ -176,7 +176,32 @@ fn factors_of_low_rank() -> Result {
 
 #[test]
 fn signs_with_magnitudes() -> Result {
-    check(Parts::of(signs(37, 70)?), 37, 70, 3, EXACT)
+    // Fast products are of the factors, as those of `low_rank`.
+    let expect = Expect { roundings: 2000, quantises: false };
+    for (rows, cols) in SHAPES {
+        for rank in [1, 5, 8, 16, 17, 40] {
+            for dtype in [DType::F16, DType::F32] {
+                check(Parts::of(signs(rows, cols, rank, dtype)?), rows, cols, 3, expect)?;
+            }
+        }
+        check(Parts::of(signs_of_codes(rows, cols, 3)?), rows, cols, 3, expect)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn signs_of_many_rows_and_terms() -> Result {
+    let (rows, cols) = (1100, 70);
+    check(
+        Parts::of(signs(rows, cols, 4, DType::F16)?),
+        rows,
+        cols,
+        3,
+        Expect { roundings: 2000, quantises: false },
+    )?;
+    let terms = [5, 16, 3].map(|rank| signs(37, 130, rank, DType::F16).map(|node| (0, 0, node)));
+    let terms = terms.into_iter().collect::<Result<Vec<_>>>()?;
+    check(Parts { terms, ..Parts::default() }, 37, 130, 3, Expect { roundings: 6000, quantises: false })
 }
 
 #[test]
@@ -304,7 +329,83 @@ fn codebooks() -> Result {
 
 #[test]
 fn lossless_elements() -> Result {
-    check(Parts::of(packed(19, 70)?), 19, 70, 3, EXACT)
+    check(Parts::of(packed(DType::BF16, 19, 70)?), 19, 70, 3, EXACT)
+}
+
+/// Ways to list positions.
+fn listings() -> [Listing; 9] {
+    let block = |rows, cols| sparse::Block { rows, cols };
+    [
+        Listing::Csr(sparse::Block::ONE),
+        Listing::Bitmap(sparse::Block::ONE),
+        Listing::Csr(block(1, 4)),
+        Listing::Csr(block(3, 5)),
+        Listing::Bitmap(block(2, 8)),
+        Listing::Nm(2, 4),
+        Listing::Nm(1, 3),
+        Listing::Nm(4, 8),
+        Listing::Nm(5, 40),
+    ]
+}
+
+#[test]
+fn listed_values() -> Result {
+    for (listing, one_in) in listings().into_iter().flat_map(|listing| [1, 3, 40].map(|n| (listing, n))) {
+        for values in [Some(DType::F16), Some(DType::BF16), None] {
+            for (rows, cols) in SHAPES {
+                let own = Sparse { listing, one_in, values, ..Sparse::PLAIN };
+                check(Parts::of(own.node(rows, cols, &mut Numbers(2))?), rows, cols, 3, EXACT)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn listed_columns_of_32_bits() -> Result {
+    let (rows, cols) = (2, 70_000);
+    let node = Sparse { one_in: 500, ..Sparse::PLAIN }.node(rows, cols, &mut Numbers(2))?;
+    check(Parts::of(node), rows, cols, 3, EXACT)
+}
+
+/// Products and rows say of a damaged node what the reference decode says.
+#[test]
+fn damaged_positions() -> Result {
+    let (rows, cols) = (23, 130);
+    for listing in listings() {
+        let node = Sparse { listing, ..Sparse::PLAIN }.node(rows, cols, &mut Numbers(2))?;
+        let mut numbers = Numbers(3);
+        for _ in 0..60 {
+            let mut node = node.clone();
+            let at = numbers.next() as usize % node.segments.len();
+            let mut bytes = node.segments[at].bytes().ok_or("no bytes")?.to_vec();
+            for _ in 0..1 + numbers.next() % 3 {
+                let place = numbers.next() as usize % bytes.len();
+                bytes[place] = numbers.next() as u8;
+            }
+            node.segments[at] = bytes.into();
+            let bytes = Parts::of(node).archive(rows, cols)?;
+            let archive = parse(&bytes)?;
+            let mut w = vec![0.0; rows * cols];
+            let expected = view(&archive)?.decode_rows(0..rows, &mut w).err().map(|e| e.kind());
+            let x = numbers.values(cols, 1.0);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let linear = Linear::new(view(&archive)?, isa)?;
+                let (mut activations, mut scratch) = (Activations::new(), Scratch::new());
+                activations.load(&x, cols, &[], Precision::Exact, isa)?;
+                let mut y = vec![0.0; rows];
+                let found = linear.multiply(&activations, &mut y, &mut scratch).err();
+                assert_eq!(found.map(|e| e.kind()), expected, "{listing:?} on {isa:?}");
+                let mut decoded = vec![0.0; rows * cols];
+                let found = linear.decode_rows(0..rows, &mut decoded, &mut scratch).err();
+                assert_eq!(found.map(|e| e.kind()), expected, "{listing:?} on {isa:?}");
+                if expected.is_none() {
+                    assert_eq!(bits(&decoded), bits(&w), "{listing:?} on {isa:?}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -312,7 +413,7 @@ fn outliers_beside_codes() -> Result {
     let (rows, cols) = (19, 70);
     for op in [sparse::Op::Add, sparse::Op::Replace] {
         let mut parts = Parts::of(Grouped::symmetric(4, 32).node(rows, cols, &mut Numbers(1))?);
-        parts.terms.push((0, 0, outliers(op, rows, cols)?));
+        parts.terms.push((0, 0, Sparse { op, ..Sparse::PLAIN }.node(rows, cols, &mut Numbers(6))?));
         check(parts, rows, cols, 3, Expect { roundings: 2000, quantises: true })?;
     }
     Ok(())

@@ -2,8 +2,10 @@
 
 mod common;
 
+use cmf_format::DType;
 use cmf_format::encoding::grouped::{CodeMap, ZeroOp};
 use cmf_format::encoding::nested::Rounding;
+use cmf_format::encoding::sparse::Block;
 use common::*;
 use proptest::prelude::*;
 
@@ -37,6 +39,32 @@ proptest! {
         // Zero points take away what is larger than the weight that is left.
         let expect = Expect { roundings: if zero == ZeroOp::None { 0 } else { 60_000 }, quantises: true };
         agree(Parts::of(node), rows, cols, seed, expect)?;
+    }
+
+    #[test]
+    fn signs_are_the_reference(rows in 1usize..80, cols in 1usize..300, rank in 1usize..35, seed in any::<u64>()) {
+        let node = signs(rows, cols, rank, DType::F16).map_err(fail)?;
+        agree(Parts::of(node), rows, cols, seed, Expect { roundings: 4000, quantises: false })?;
+    }
+
+    #[test]
+    fn sparse_is_the_reference(
+        listing in prop_oneof![
+            Just(Listing::Csr(Block::ONE)),
+            Just(Listing::Bitmap(Block::ONE)),
+            (1u32..6, 1u32..20).prop_map(|(rows, cols)| Listing::Csr(Block { rows, cols })),
+            (1u32..6, 1u32..20).prop_map(|(rows, cols)| Listing::Bitmap(Block { rows, cols })),
+            (1u16..9, 0u16..30).prop_map(|(n, more)| Listing::Nm(n, (n + more).max(2))),
+        ],
+        rows in 1usize..40,
+        cols in 1usize..300,
+        one_in in 1usize..50,
+        values in prop_oneof![Just(None), Just(Some(DType::F16)), Just(Some(DType::F32))],
+        seed in any::<u64>(),
+    ) {
+        let own = Sparse { listing, one_in, values, ..Sparse::PLAIN };
+        let node = own.node(rows, cols, &mut Numbers(seed)).map_err(fail)?;
+        agree(Parts::of(node), rows, cols, seed, Expect { roundings: 0, quantises: false })?;
     }
 
     #[test]

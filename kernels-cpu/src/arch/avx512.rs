@@ -30,16 +30,20 @@ macro_rules! four {
 }
 
 mod few;
+mod listed;
 mod memory;
 mod planes;
 mod scales;
+mod signed;
 mod trellis;
 
 use core::arch::x86_64::*;
 
 pub(super) use self::few::{fast_stored, fast_twice};
+pub(super) use self::listed::{expand, listed};
 use self::memory::*;
 pub(super) use self::planes::{planes, planes_decode, planes_fast, planes_halves, planes_tables};
+pub(super) use self::signed::{fill_tables, signed, sum_signs};
 pub(super) use self::trellis::{trellis, trellis_fast};
 use crate::operands::{
     BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, StoredScales, Words, Zero,

@@ -10,9 +10,13 @@ mod avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod portable;
+mod signed;
 
 use crate::isa::Isa;
-use crate::operands::{BLOCK, Codes, Elements, GRANULES, HalfTables, Input, Planes, Scaled, Twice, Words};
+use crate::operands::{
+    BLOCK, Codes, Elements, GRANULES, HalfTables, Input, LANES, Listed, Planes, Scaled, SignTables, Signed,
+    Twice, Words,
+};
 
 /// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +164,46 @@ pub(crate) fn fast_twice(
 /// Adds the products of rows of f16, bf16 or f32 elements to `out[row * tokens + token]`.
 pub(crate) fn elements(simd: Simd, rows: &Elements<'_>, input: &Input<'_>, out: &mut [f32]) {
     dispatch!(simd, elements(rows, input, out))
+}
+
+/// Adds the products of rows of listed values to `out[row * tokens + token]`, up to the first row whose
+/// columns do not ascend or are not all there, and gives how many rows that were.
+pub(crate) fn listed(simd: Simd, rows: &Listed<'_>, input: &Input<'_>, out: &mut [f32]) -> usize {
+    avx512_or_portable!(simd, listed(rows, input, out))
+}
+
+/// A row whose values lie where bits are set, in their order, and zeros elsewhere.
+pub(crate) fn expand(simd: Simd, bits: &[u32], values: &[f32], out: &mut [f32]) {
+    avx512_or_portable!(simd, expand(bits, values, out))
+}
+
+/// Decodes `cols` columns of rows with signs, `stride` values apart.
+pub(crate) fn signed(simd: Simd, rows: &Signed<'_>, cols: usize, stride: usize, out: &mut [f32]) {
+    avx512_or_portable!(simd, signed(rows, cols, stride, out))
+}
+
+/// Columns of the right factor times `x`, for the components of the rank from `first` on.
+pub(crate) fn products(
+    simd: Simd,
+    rows: &Signed<'_>,
+    first: usize,
+    x: &[[f32; BLOCK]],
+    out: &mut [[f32; LANES]],
+) {
+    simd.run(
+        #[inline(always)]
+        || signed::products(rows, first, x, out),
+    );
+}
+
+/// Tables of a block's columns.
+pub(crate) fn fill_tables(simd: Simd, columns: &[[f32; LANES]; BLOCK], tables: &mut SignTables) {
+    avx512_or_portable!(simd, fill_tables(columns, tables))
+}
+
+/// Adds to the sums of rows what their signs of a block say.
+pub(crate) fn sum_signs(simd: Simd, signs: &[u64], tables: &SignTables, sums: &mut [[f32; LANES]]) {
+    avx512_or_portable!(simd, sum_signs(signs, tables, sums))
 }
 
 /// Values of f16 elements.

@@ -3,8 +3,10 @@
 //! They are inlined into callers that are compiled for an instruction set, and so become vector code.
 
 use crate::operands::{
-    BLOCK, Codes, Element, Elements, GRANULE, GRANULES, Input, Map, Words, Zero, sum_lanes,
+    BLOCK, Codes, Element, Elements, Entries, GRANULE, GRANULES, Input, Listed, Map, Words, Zero, sum_lanes,
 };
+
+pub(crate) use super::signed::{fill_tables, signed, sum_signs};
 
 /// Rows and tokens that are worked on at a time.
 const TILE: usize = 4;
@@ -193,6 +195,70 @@ pub(crate) fn elements(rows: &Elements<'_>, input: &Input<'_>, out: &mut [f32]) 
                 }
             }
             out.iter_mut().zip(lanes).for_each(|(out, lanes)| *out += sum_lanes(lanes));
+        }
+    }
+}
+
+/// `out[row * tokens + token] += row · token`: entry i of a row goes to lane i mod 16. Gives the number of
+/// rows before the first whose columns do not ascend or are not all there.
+#[inline(always)]
+pub(crate) fn listed(rows: &Listed<'_>, input: &Input<'_>, out: &mut [f32]) -> usize {
+    match rows.entries {
+        Entries::Decoded { columns, values } => listed_of(rows, columns, values, |c| c, |v| v, input, out),
+        Entries::Stored { columns, values } => {
+            let column = |bytes| u32::from(u16::from_le_bytes(bytes));
+            let value = |bytes| f16_value(u16::from_le_bytes(bytes));
+            listed_of(rows, columns, values, column, value, input, out)
+        }
+    }
+}
+
+#[inline(always)]
+fn listed_of<C: Copy, V: Copy>(
+    rows: &Listed<'_>,
+    columns: &[C],
+    values: &[V],
+    column: impl Fn(C) -> u32,
+    value: impl Fn(V) -> f32,
+    input: &Input<'_>,
+    out: &mut [f32],
+) -> usize {
+    for (row, out) in out.chunks_exact_mut(input.tokens.max(1)).enumerate() {
+        let own = rows.row(row);
+        let (columns, values) = (columns.get(own.clone()), values.get(own));
+        let (Some(columns), Some(values)) = (columns, values) else { return row };
+        let pairs = columns.iter().zip(columns.get(1..).unwrap_or(&[]));
+        let ascend = pairs.fold(true, |all, (a, b)| all & (column(*a) < column(*b)));
+        if !ascend || columns.last().is_some_and(|last| column(*last) as usize >= rows.cols) {
+            return row;
+        }
+        for (token, out) in out.iter_mut().enumerate() {
+            let x = input.values(token).as_flattened();
+            let mut lanes = [0.0; 16];
+            for (columns, values) in columns.chunks(16).zip(values.chunks(16)) {
+                for ((lane, c), v) in lanes.iter_mut().zip(columns).zip(values) {
+                    let x = x.get(column(*c) as usize).copied().unwrap_or(0.0);
+                    *lane = value(*v).mul_add(x, *lane);
+                }
+            }
+            *out += sum_lanes(lanes);
+        }
+    }
+    out.len().checked_div(input.tokens).unwrap_or(0)
+}
+
+/// A row whose values lie where bits are set, in their order, and zeros elsewhere.
+#[inline(always)]
+pub(crate) fn expand(bits: &[u32], values: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    let mut values = values.iter();
+    for (word, out) in bits.iter().zip(out.chunks_mut(32)) {
+        let mut word = *word;
+        while word != 0 {
+            if let (Some(out), Some(value)) = (out.get_mut(word.trailing_zeros() as usize), values.next()) {
+                *out = *value;
+            }
+            word &= word - 1;
         }
     }
 }

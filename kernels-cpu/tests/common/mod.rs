@@ -179,20 +179,34 @@ impl Trellis {
 
 /// `low_rank`, of rank 5.
 pub(crate) fn factors(rows: usize, cols: usize) -> Result<NodeData> {
-    let (a, b) = two_factors(&mut Numbers(4), rows, cols)?;
+    let (a, b) = two_factors(&mut Numbers(4), rows, cols, 5, DType::F16)?;
     Ok(low_rank::pack(a, b)?)
 }
 
-fn two_factors(numbers: &mut Numbers, rows: usize, cols: usize) -> Result<(NodeData, NodeData)> {
-    let rank = 5;
-    let a = plain(DType::F16, rank, rows, &numbers.values(rank * rows, 1.0))?;
-    Ok((a, plain(DType::F16, rank, cols, &numbers.values(rank * cols, 1.0))?))
+fn two_factors(
+    numbers: &mut Numbers,
+    rows: usize,
+    cols: usize,
+    rank: usize,
+    dtype: DType,
+) -> Result<(NodeData, NodeData)> {
+    let a = plain(dtype, rank, rows, &numbers.values(rank * rows, 1.0))?;
+    Ok((a, plain(dtype, rank, cols, &numbers.values(rank * cols, 1.0))?))
 }
 
-/// `sign_low_rank`, of rank 5.
-pub(crate) fn signs(rows: usize, cols: usize) -> Result<NodeData> {
+/// `sign_low_rank`, with factors of 8 bits.
+pub(crate) fn signs_of_codes(rows: usize, cols: usize, rank: usize) -> Result<NodeData> {
     let mut numbers = Numbers(4);
-    let (a, b) = two_factors(&mut numbers, rows, cols)?;
+    let a = Grouped::symmetric(8, 32).node(rank, rows, &mut numbers)?;
+    let b = Grouped::symmetric(8, 32).node(rank, cols, &mut numbers)?;
+    let positive: Vec<bool> = (0..rows * cols).map(|_| numbers.byte(2) == 1).collect();
+    Ok(sign_low_rank::pack(&positive, a, b)?)
+}
+
+/// `sign_low_rank`, with factors of f16, or of other elements.
+pub(crate) fn signs(rows: usize, cols: usize, rank: usize, dtype: DType) -> Result<NodeData> {
+    let mut numbers = Numbers(4);
+    let (a, b) = two_factors(&mut numbers, rows, cols, rank, dtype)?;
     let positive: Vec<bool> = (0..rows * cols).map(|_| numbers.byte(2) == 1).collect();
     Ok(sign_low_rank::pack(&positive, a, b)?)
 }
@@ -295,19 +309,71 @@ pub(crate) fn vectors_of(
     Ok(codebook::pack(&descriptor, rows as u64, cols as u64, &codes, entries, Some(scale.into()))?)
 }
 
-/// `lossless`, of bf16.
-pub(crate) fn packed(rows: usize, cols: usize) -> Result<NodeData> {
-    let bytes = DType::BF16.encode(&Numbers(4).values(rows * cols, 1.0))?;
-    Ok(lossless::pack(DType::BF16, rows as u64, cols as u64, &bytes)?)
+/// `lossless`, of values that are distributed as weights are.
+pub(crate) fn packed(dtype: DType, rows: usize, cols: usize) -> Result<NodeData> {
+    let mut numbers = Numbers(4);
+    let values: Vec<f32> = (0..rows * cols).map(|_| numbers.values(6, 0.02).iter().sum()).collect();
+    Ok(lossless::pack(dtype, rows as u64, cols as u64, &dtype.encode(&values)?)?)
 }
 
-/// `sparse`: every tenth element.
-pub(crate) fn outliers(op: sparse::Op, rows: usize, cols: usize) -> Result<NodeData> {
-    let listed = |row: usize, col: usize| (row * cols + col) % 10 == 3;
-    let positions = sparse::Positions::from_mask(rows, cols, sparse::Block::ONE, listed)?;
-    let count = positions.columns.len();
-    let values = plain(DType::F16, count, 1, &Numbers(6).values(count, 1.0))?;
-    Ok(sparse::pack_csr(op, rows as u64, cols as u64, &positions, values)?)
+/// How a `sparse` node lists its positions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Listing {
+    Csr(sparse::Block),
+    Bitmap(sparse::Block),
+    Nm(u16, u16),
+}
+
+/// What a `sparse` node is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sparse {
+    pub(crate) op: sparse::Op,
+    pub(crate) listing: Listing,
+    /// One of so many elements is listed; of `n_m` its own number.
+    pub(crate) one_in: usize,
+    /// Type of values, one a row; none are codes of 8 bits in rows of 64.
+    pub(crate) values: Option<DType>,
+}
+
+impl Sparse {
+    pub(crate) const PLAIN: Self = Self {
+        op: sparse::Op::Add,
+        listing: Listing::Csr(sparse::Block::ONE),
+        one_in: 10,
+        values: Some(DType::F16),
+    };
+
+    pub(crate) fn node(self, rows: usize, cols: usize, numbers: &mut Numbers) -> Result<NodeData> {
+        let mut child = |count: usize, height: usize, width: usize| match self.values {
+            Some(dtype) => plain(dtype, height, width, &numbers.values(count, 1.0)),
+            None => Grouped::symmetric(8, 32).node(height, width, numbers),
+        };
+        if let Listing::Nm(n, m) = self.listing {
+            let kept = cols.div_ceil(m.into()) * usize::from(n);
+            let values = child(rows * kept, rows, kept)?;
+            // Some of each group, from the left or from the right.
+            let listed = |i: usize| {
+                let (group, k) = (i / usize::from(n), (i % usize::from(n)) as u16);
+                if group * group % 5 < 3 { k } else { m - n + k }
+            };
+            let positions: Vec<u16> = (0..rows * kept).map(listed).collect();
+            return Ok(sparse::pack_n_m(self.op, rows as u64, cols as u64, (n, m), &positions, values)?);
+        }
+        let (Listing::Csr(block) | Listing::Bitmap(block)) = self.listing else {
+            return Err("no block".into());
+        };
+        let mut of = Numbers(7);
+        let mask: Vec<bool> =
+            (0..rows * cols).map(|_| of.next().is_multiple_of(self.one_in as u64)).collect();
+        let positions = sparse::Positions::from_mask(rows, cols, block, |row, col| mask[row * cols + col])?;
+        let count = positions.columns.len() * block.elements() as usize;
+        let width = if self.values.is_some() { 1 } else { 64 };
+        let values = child(count, count.div_ceil(width), width)?;
+        match self.listing {
+            Listing::Csr(_) => Ok(sparse::pack_csr(self.op, rows as u64, cols as u64, &positions, values)?),
+            _ => Ok(sparse::pack_bitmap(self.op, rows as u64, cols as u64, &positions, values)?),
+        }
+    }
 }
 
 /// A matrix of terms, each at a row and a column, between transforms.

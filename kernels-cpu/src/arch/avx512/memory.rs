@@ -78,6 +78,13 @@ pub(super) fn load_floats(values: &[f32; 16]) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
+pub(super) fn store_words(words: __m512i, out: &mut [u32; 16]) {
+    // SAFETY: the array has room for the 16 words that are written.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
 pub(super) fn store_floats(values: __m512, out: &mut [f32; 16]) {
     // SAFETY: the array has room for the 16 values that are written.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
