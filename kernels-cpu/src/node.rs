@@ -3,12 +3,14 @@
 mod codebook;
 mod dense;
 mod grouped;
+mod lossless;
 mod low_rank;
 pub(crate) mod nested;
 mod sign_low_rank;
 mod sparse;
 mod trellis;
 
+pub(crate) use self::lossless::Frames;
 use crate::arch::{self, Simd};
 use crate::error::Result;
 use crate::operands::{BLOCK, Input};
@@ -27,6 +29,7 @@ pub(crate) enum Plan {
     Grouped(grouped::Plan),
     Trellis(trellis::Plan),
     LowRank(low_rank::Plan),
+    Lossless,
     Nested(nested::Plan),
     Codebook(codebook::Plan),
     Sparse(sparse::Plan),
@@ -45,8 +48,8 @@ impl Plan {
             View::Codebook(view) => codebook::Plan::new(view).map(Plan::Codebook),
             View::Sparse(view) => sparse::Plan::new(view).map(Plan::Sparse),
             View::SignLowRank(view) => sign_low_rank::Plan::new(view).map(Plan::SignLowRank),
+            View::Lossless(_) => Some(Plan::Lossless),
             View::LowRank(view) => Some(Plan::LowRank(low_rank::Plan::new(view))),
-            _ => None,
         };
         plan.unwrap_or(Plan::Reference)
     }
@@ -59,7 +62,7 @@ impl Plan {
     /// Whether products are exact whatever the precision, so that many are made faster of decoded rows of a
     /// sum.
     pub(crate) fn is_always_exact(&self) -> bool {
-        matches!(self, Plan::SignLowRank(_) | Plan::Sparse(_) | Plan::Reference)
+        matches!(self, Plan::SignLowRank(_) | Plan::Sparse(_) | Plan::Lossless | Plan::Reference)
     }
 
     /// Rows that are decoded together at least: what is read for a row serves others.
@@ -124,6 +127,7 @@ impl Node<'_, '_> {
     pub(crate) fn decode(&self, wanted: Wanted<'_>) -> Result<()> {
         match (self.plan, self.view) {
             (Plan::Dense, View::Dense(view)) => dense::decode(view, wanted),
+            (Plan::Lossless, View::Lossless(view)) => lossless::decode(view, wanted),
             (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(view, wanted),
             (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(view, wanted),
             (Plan::Nested(plan), View::Nested(view)) => plan.decode(view, wanted),

@@ -7,9 +7,9 @@ use crate::work::Work;
 /// are kept, as those of [`crate::Activations`] are.
 ///
 /// From then on, loading activations, multiplying and decoding rows allocate nothing on the thread that
-/// works, for `dense` of f16, bf16 and f32, for `grouped`, `trellis`, `nested`, `codebook`, `sparse` and
-/// `sign_low_rank` nodes that have a kernel, for products with `low_rank`, and for sums of these. What does
-/// allocate: whatever goes by the reference decode (`lossless` and the nodes above that have no kernel), rows
+/// works, for `dense` of f16, bf16 and f32, for `grouped`, `trellis`, `nested`, `codebook`, `sparse`,
+/// `sign_low_rank` and `lossless` nodes that have a kernel, for products with `low_rank`, and for sums of these.
+/// What does allocate: whatever goes by the reference decode (the nodes above that have no kernel), rows
 /// decoded under transforms of the output side, [`crate::Linear::decode_elements`], and rayon when it
 /// hands work to other threads.
 #[derive(Debug, Default)]
@@ -30,11 +30,13 @@ impl Scratch {
         self.products.bytes() + self.vector.bytes() + self.workers.iter().map(Work::bytes).sum::<usize>()
     }
 
-    /// Buffers of so many threads.
+    /// Buffers of so many threads, for one operation.
     pub(crate) fn workers(&mut self, threads: usize) -> &mut [Work] {
         if self.workers.len() < threads {
             self.workers.resize_with(threads, Work::default);
         }
-        self.workers.get_mut(..threads).unwrap_or(&mut [])
+        let workers = self.workers.get_mut(..threads).unwrap_or(&mut []);
+        workers.iter_mut().for_each(Work::forget);
+        workers
     }
 }

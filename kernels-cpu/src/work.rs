@@ -1,6 +1,7 @@
 //! Buffers that kernels work in.
 
 use crate::lines::Lines;
+use crate::node::Frames;
 use crate::operands::BLOCK;
 
 /// Buffers of one thread for one level of a tree of nodes. They only grow, so that nothing is
@@ -25,6 +26,8 @@ pub(crate) struct Work {
     pub(crate) signs: Lines<u64>,
     /// The end of paths, which comes before their start.
     pub(crate) wrap: Lines<[u8; 4]>,
+    /// Of `lossless` nodes.
+    pub(crate) frames: Option<Box<Frames>>,
     /// Buffers of the children.
     below: Option<Box<Work>>,
 }
@@ -33,6 +36,12 @@ impl Work {
     /// Buffers of the children.
     pub(crate) fn below(&mut self) -> &mut Work {
         self.below.get_or_insert_default()
+    }
+
+    /// Forgets what the buffers hold of nodes, which may be gone.
+    pub(crate) fn forget(&mut self) {
+        self.frames.iter_mut().for_each(|frames| frames.forget());
+        self.below.iter_mut().for_each(|below| below.forget());
     }
 
     /// Bytes that the buffers take.
@@ -44,6 +53,7 @@ impl Work {
             + self.lanes.bytes()
             + self.wrap.bytes()
             + self.positions.bytes()
+            + self.frames.as_ref().map_or(0, |frames| frames.bytes())
             + self.signs.bytes()
             + self.below.as_ref().map_or(0, |below| below.bytes())
     }

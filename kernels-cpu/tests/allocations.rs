@@ -83,6 +83,9 @@ fn fused() -> Result<Vec<(String, Vec<NodeData>)>> {
         "grouped + sparse".into(),
         vec![four.node(ROWS, COLS, n)?, Sparse::PLAIN.node(ROWS, COLS, n)?],
     ));
+    for dtype in [DType::BF16, DType::F16, DType::F32, DType::F8E4M3] {
+        cases.push((format!("lossless {dtype:?}"), one(packed(dtype, ROWS, COLS)?)));
+    }
     cases.push(("sign_low_rank".into(), one(signs(ROWS, COLS, 5, DType::F16)?)));
     cases.push(("sign_low_rank, codes".into(), one(signs_of_codes(ROWS, COLS, 5)?)));
     let terms = (0..3).map(|_| signs(ROWS, COLS, 16, DType::F16)).collect::<Result<Vec<_>>>()?;
@@ -105,7 +108,6 @@ fn decoded() -> Result<Vec<(String, Vec<NodeData>)>> {
             vec![codes, Sparse { op: Op::Replace, ..Sparse::PLAIN }.node(ROWS, COLS, n)?],
         ),
         ("codebook, vectors of 5".into(), one(vectors(ROWS, COLS, 5, 2, 0)?)),
-        ("lossless".into(), one(packed(DType::BF16, ROWS, COLS)?)),
     ])
 }
 

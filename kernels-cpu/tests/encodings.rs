@@ -5,8 +5,8 @@ mod common;
 use cmf_format::DType;
 use cmf_format::encoding::grouped::{CodeMap, Minifloat, ZeroOp};
 use cmf_format::encoding::nested::{self, Rounding};
-use cmf_format::encoding::sparse;
 use cmf_format::encoding::trellis::Axis;
+use cmf_format::encoding::{lossless, sparse};
 use cmf_format::write::TransformEntry;
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch};
 use common::*;
@@ -329,7 +329,66 @@ fn codebooks() -> Result {
 
 #[test]
 fn lossless_elements() -> Result {
-    check(Parts::of(packed(DType::BF16, 19, 70)?), 19, 70, 3, EXACT)
+    for dtype in [DType::BF16, DType::F16, DType::F32, DType::F8E4M3, DType::F64] {
+        // The last ones have several frames.
+        for (rows, cols) in SHAPES.into_iter().chain([(150, 300), (3, 20_000)]) {
+            check(Parts::of(packed(dtype, rows, cols)?), rows, cols, 3, EXACT)?;
+        }
+    }
+    Ok(())
+}
+
+/// Frames that a thread has kept are not those of other nodes.
+#[test]
+fn lossless_nodes_by_turns() -> Result {
+    let (rows, cols) = (150, 300);
+    let mut numbers = Numbers(1);
+    let node = |seed: u64| -> Result<_> {
+        let bytes = DType::BF16.encode(&Numbers(seed).values(rows * cols, 1.0))?;
+        Ok(lossless::pack(DType::BF16, rows as u64, cols as u64, &bytes)?)
+    };
+    let files = [Parts::of(node(1)?), Parts::of(node(2)?)].map(|parts| parts.archive(rows, cols));
+    let files = files.into_iter().collect::<Result<Vec<_>>>()?;
+    let x = numbers.values(cols, 1.0);
+    let mut scratch = Scratch::new();
+    for isa in isas() {
+        for bytes in files.iter().chain(&files) {
+            let archive = parse(bytes)?;
+            let linear = Linear::new(view(&archive)?, isa)?;
+            let mut w = vec![0.0; rows * cols];
+            linear.view().decode_rows(0..rows, &mut w)?;
+            let mut row = vec![0.0; cols];
+            linear.gather(&[0], &mut row, &mut scratch)?;
+            assert_eq!(bits(&row), bits(&w[..cols]));
+            let y = multiply(&linear, &x, Precision::Exact, &mut scratch)?;
+            assert_eq!(bits(&y), bits(&multiply(&linear, &x, Precision::Exact, &mut Scratch::new())?));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rejects_damaged_frames() -> Result {
+    let (rows, cols) = (150, 300);
+    let mut node = packed(DType::BF16, rows, cols)?;
+    let mut chunks = node.segments[1].bytes().ok_or("no bytes")?.to_vec();
+    chunks[4] ^= 0x40;
+    node.segments[1] = chunks.into();
+    let bytes = Parts::of(node).archive(rows, cols)?;
+    let archive = parse(&bytes)?;
+    let expected =
+        view(&archive)?.decode_rows(0..rows, &mut vec![0.0; rows * cols]).err().map(|e| e.to_string());
+    assert!(expected.is_some());
+    for isa in isas() {
+        let linear = Linear::new(view(&archive)?, isa)?;
+        let (mut x, mut scratch) = (Activations::new(), Scratch::new());
+        x.load(&vec![1.0; cols], cols, &[], Precision::Exact, isa)?;
+        for _ in 0..2 {
+            let found = linear.multiply(&x, &mut vec![0.0; rows], &mut scratch).err();
+            assert_eq!(found.map(|e| e.to_string()), expected);
+        }
+    }
+    Ok(())
 }
 
 /// Ways to list positions.

@@ -109,6 +109,25 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Frame `index`, decompressed into `workspace`, unless that is the frame of this node that lies there.
+    ///
+    /// A workspace that another node has used is to [`Workspace::forget`] its frame first.
+    ///
+    /// # Errors
+    /// `Argument` when there is no such frame, `Value` when the payload breaks a rule.
+    pub fn frame<'w>(&'w self, workspace: &'w mut Workspace, index: usize) -> Result<Frame<'w>> {
+        let rows = self.frame_rows(index);
+        if rows.is_empty() || self.cols == 0 {
+            return Err(Error::new(ErrorKind::Argument, "frame", format!("{index} is not there")));
+        }
+        let raw = self.load(workspace, index)?;
+        let mut planes = [[].as_slice(); 8];
+        for ((plane, raw), buffer) in planes.iter_mut().zip(raw).zip(&workspace.planes) {
+            *plane = raw.unwrap_or(buffer);
+        }
+        Ok(Frame { rows, element_bytes: self.dtype.bytes(), planes })
+    }
+
     pub(super) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let mut bytes = Vec::new();
         self.with_workspace(|workspace| {
@@ -150,7 +169,7 @@ impl<'a> View<'a> {
     }
 
     fn frame_rows(&self, frame: usize) -> Range<usize> {
-        let start = frame * self.rows_per_frame;
+        let start = frame.saturating_mul(self.rows_per_frame);
         start..start.saturating_add(self.rows_per_frame).min(self.rows)
     }
 
@@ -176,7 +195,7 @@ impl<'a> View<'a> {
         let spare = self.spare.lock().ok().and_then(|mut spare| spare.take());
         let mut workspace = match spare {
             Some(workspace) => workspace,
-            None => Workspace::new(self.dtype.bytes())?,
+            None => Workspace::new()?,
         };
         let result = read(&mut workspace);
         if self.keeps
@@ -192,7 +211,8 @@ impl<'a> View<'a> {
         let elements = self.frame_rows(frame).len() * self.cols;
         let loaded = workspace.frame.take() == Some(frame);
         let mut raw = [None; 8];
-        for (plane, (raw, buffer)) in raw.iter_mut().zip(&mut workspace.planes).enumerate() {
+        let planes = raw.iter_mut().zip(&mut workspace.planes).take(self.dtype.bytes());
+        for (plane, (raw, buffer)) in planes.enumerate() {
             let chunk = self.chunk(frame, plane)?;
             if chunk.len() > elements {
                 return Err(Error::expected(
@@ -225,28 +245,64 @@ impl<'a> View<'a> {
         rows: Range<usize>,
         out: &mut [u8],
     ) -> Result<()> {
-        let first = self.frame_rows(frame).start;
-        let range = (rows.start - first) * self.cols..(rows.end - first) * self.cols;
-        let raw = self.load(workspace, frame)?;
-        let mut sources = [[].as_slice(); 8];
-        for ((source, raw), buffer) in sources.iter_mut().zip(raw).zip(&workspace.planes) {
-            *source = raw.unwrap_or(buffer).get(range.clone()).unwrap_or(&[]);
-        }
-        planes::merge(self.dtype.bytes(), &sources, out);
+        let frame = self.frame(workspace, frame)?;
+        let first = frame.rows.start;
+        frame.merge((rows.start - first) * self.cols..(rows.end - first) * self.cols, out);
         Ok(())
     }
 }
 
-/// A decompressor and the decompressed planes of one frame.
-struct Workspace {
+/// The byte planes of some rows.
+#[derive(Clone, Debug)]
+pub struct Frame<'w> {
+    rows: Range<usize>,
+    element_bytes: usize,
+    planes: [&'w [u8]; 8],
+}
+
+impl<'w> Frame<'w> {
+    /// The rows of the node that the frame has.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// A byte of each element after its rotation to the left by one bit, row-major, the most significant
+    /// plane first: as many planes as an element has bytes.
+    pub fn planes(&self) -> &[&'w [u8]] {
+        self.planes.get(..self.element_bytes).unwrap_or(&[])
+    }
+
+    /// Puts elements `elements` of the frame together, little-endian.
+    pub fn merge(&self, elements: Range<usize>, out: &mut [u8]) {
+        let sources = self.planes.map(|plane| plane.get(elements.clone()).unwrap_or(&[]));
+        planes::merge(self.element_bytes, &sources, out);
+    }
+}
+
+/// A decompressor and the decompressed planes of one frame, for [`View::frame`].
+pub struct Workspace {
     decompressor: Decompressor<'static>,
-    planes: Vec<Vec<u8>>,
+    planes: [Vec<u8>; 8],
     frame: Option<usize>,
 }
 
 impl Workspace {
-    fn new(planes: usize) -> Result<Self> {
-        Ok(Self { decompressor: decompressor()?, planes: vec![Vec::new(); planes], frame: None })
+    /// Room for no frame yet.
+    ///
+    /// # Errors
+    /// `Limit` when there is no memory for a decompressor.
+    pub fn new() -> Result<Self> {
+        Ok(Self { decompressor: decompressor()?, planes: Default::default(), frame: None })
+    }
+
+    /// Forgets which frame it has, so that the next one is decompressed whatever its number.
+    pub fn forget(&mut self) {
+        self.frame = None;
+    }
+
+    /// About how many bytes are held.
+    pub fn bytes(&self) -> usize {
+        DECOMPRESSOR_BYTES + self.planes.iter().map(Vec::capacity).sum::<usize>()
     }
 }
 
