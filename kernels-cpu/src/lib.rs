@@ -50,9 +50,9 @@
 //! to 0, are signed bytes, `nested` nodes and `trellis` nodes down columns with tables of signed bytes use it. A
 //! table of `nested` is rounded to 16 bits for up to 3 tokens and 8 columns or more for each of its values, which
 //! adds `(max - min of the row's table) / 131068 * Σ |x|`; else it multiplies exactly, as for 4 tokens or more levels
-//! over another do that stand alone. `codebook` nodes whose
-//! codes have 6 to 12 bits add products of entries with activations, which are not rounded: roundings of f32 are
-//! relative to `Σ |entry * scale * x|`. `sign_low_rank` nodes by fewer than 8 tokens sum the columns of each
+//! over another do that stand alone. `codebook` nodes whose codes have 6 to 12 bits, of at most 8192 entries, add
+//! products of entries with activations, which are not rounded: roundings of f32 are relative to
+//! `Σ |entry * scale * x|`. `sign_low_rank` nodes by fewer than 8 tokens sum the columns of each
 //! component with their signs first, in f32, and differ by at most `(cols / 4 + rank + 10) * 2^-24 * Σ |a b x|`
 //! over components and columns. All others multiply exactly.
 //!

@@ -65,6 +65,9 @@ fn fused() -> Result<Vec<(String, Vec<NodeData>)>> {
     cases.push(("nested, table".into(), one(planes(ROWS, COLS, 4)?)));
     cases.push(("nested, integers".into(), levels(ROWS, COLS, &[4], Rounding::HalfUp, 32)?));
     cases.push(("nested, over each other".into(), levels(ROWS, COLS, &[2, 4], Rounding::Floor, 32)?));
+    cases.push(("nested, tables over each other".into(), tables(ROWS, COLS, &[2, 3, 8], Rounding::Floor)?));
+    let upper = levels(ROWS, COLS, &[2, 4], Rounding::Floor, 32)?.pop();
+    cases.push(("nested, a level over another".into(), upper.into_iter().collect()));
     cases.push(("codebook".into(), one(vectors(ROWS, COLS, 8, 2, 0)?)));
     let block = Block { rows: 2, cols: 4 };
     for listing in [
@@ -90,6 +93,7 @@ fn fused() -> Result<Vec<(String, Vec<NodeData>)>> {
     cases.push(("sign_low_rank, codes".into(), one(signs_of_codes(ROWS, COLS, 5)?)));
     let terms = (0..3).map(|_| signs(ROWS, COLS, 16, DType::F16)).collect::<Result<Vec<_>>>()?;
     cases.push(("sign_low_rank, three".into(), terms));
+    cases.push(("codebook, groups of 64".into(), one(vectors_of(8, ROWS, COLS, 4, 1, 64)?)));
     cases.push(("low_rank".into(), one(factors(ROWS, COLS)?)));
     let terms = vec![Trellis::PLAIN.node(ROWS, COLS, n)?, four.node(ROWS, COLS, n)?];
     cases.push(("trellis + grouped".into(), terms));

@@ -297,6 +297,47 @@ fn nested_tables_that_are_no_numbers() -> Result {
 }
 
 #[test]
+fn bits_after_the_last_column_are_nothing() -> Result {
+    let (rows, cols) = (9, 70);
+    for is_table in [false, true] {
+        let codes: Vec<u8> = (0..rows * cols).map(|i| (i % 7) as u8).collect();
+        let planes = nested::planes(&codes, cols, 3)?;
+        let children = match is_table {
+            true => vec![plain(DType::F16, rows, 8, &Numbers(1).values(8 * rows, 1.0))?.into()],
+            false => vec![
+                plain(DType::F16, rows, 1, &Numbers(1).values(rows, 1.0))?.into(),
+                plain(DType::F16, rows, 1, &Numbers(2).values(rows, 4.0))?.into(),
+            ],
+        };
+        let map = if is_table { nested::Map::Table } else { nested::Map::Integer };
+        let level = nested::Level { bits: 3, map, rounding: Rounding::Floor, group_cols: 0 };
+        let level = nested::LevelData { level, children };
+        let clean = nested::pack(rows as u64, cols as u64, &planes, &level, None)?;
+        // Of 96 bits of a row, those of the last columns.
+        let mut wide: Vec<u8> = Vec::new();
+        for row in codes.chunks(cols) {
+            wide.extend(row);
+            wide.resize(wide.len().next_multiple_of(96), 7);
+        }
+        let planes = nested::planes(&wide, 96, 3)?;
+        let dirty = nested::pack(rows as u64, cols as u64, &planes, &level, None)?;
+        let files = [Parts::of(clean).archive(rows, cols)?, Parts::of(dirty).archive(rows, cols)?];
+        let x = Numbers(3).values(2 * cols, 1.0);
+        for isa in isas() {
+            for precision in [Precision::Exact, Precision::Fast] {
+                let product = |bytes: &Vec<u8>| {
+                    let archive = parse(bytes)?;
+                    let linear = Linear::new(view(&archive)?, isa)?;
+                    multiply(&linear, &x, precision, &mut Scratch::new())
+                };
+                assert_eq!(product(&files[0])?, product(&files[1])?, "{isa:?} {precision:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn codebooks_of_every_width() -> Result {
     let expect = Expect { roundings: 2000, quantises: false };
     for (bits, width, codebooks, scale_cols) in [

@@ -15,6 +15,9 @@ const MOST_VALUES: usize = 1 << 16;
 const AT_ONCE: usize = 256;
 const MAX_CODEBOOKS: usize = AT_ONCE / 8;
 
+/// Most entries of all codebooks that are multiplied with activations: their products with 8 vectors of 16 tokens
+/// take 4 MiB.
+const MOST_ENTRIES: usize = 1 << 13;
 /// So many rows are worth that many entries of a codebook being multiplied with all activations.
 const ROWS_OF_TABLE: usize = 4;
 /// Columns of a group, below which there are too many scales to decode those of all rows first.
@@ -54,6 +57,7 @@ impl Plan {
         view.entries().decode_rows(0..view.entries().rows(), &mut entries).ok()?;
         let row_bits = view.cols().div_ceil(width).checked_mul(codebooks)?.checked_mul(bits)?;
         let is_worth_tables = tables::BITS.contains(&bits)
+            && codebooks << bits <= MOST_ENTRIES
             && view.rows() >= (1 << bits) / ROWS_OF_TABLE
             && view
                 .scale()

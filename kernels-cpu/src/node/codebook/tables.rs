@@ -6,7 +6,7 @@
 use crate::arch;
 use crate::operands::Input;
 
-/// Bytes of the tables of some vectors of columns, for one token: half of the smallest first cache there is.
+/// Bytes of the tables of some vectors of columns, for one token: what the first cache holds.
 const FEW_BYTES: usize = 1 << 15;
 /// The same for 16 tokens: a part of the second cache.
 const MANY_BYTES: usize = 1 << 18;
