@@ -21,6 +21,10 @@ fn faster(adapter: &wgpu::Adapter) -> wgpu::Features {
     if own_memory(&adapter.get_info()) {
         wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
     }
+    // Threads of a processor read one by one, the more at a time the better.
+    if adapter.get_info().device_type == wgpu::DeviceType::Cpu {
+        wanted |= wgpu::Features::SHADER_INT64;
+    }
     wanted & adapter.features()
 }
 

@@ -215,6 +215,11 @@ impl Kernels {
         self.subgroups
     }
 
+    /// Whether kernels may use integers of 64 bits.
+    pub(crate) fn has_words_of_64_bits(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SHADER_INT64)
+    }
+
     /// Threads of every subgroup, where threads share no columns and subgroups are all of one size.
     pub(crate) fn subgroup_size(&self) -> Option<u32> {
         let (least, most) = self.subgroups.filter(|_| self.tuning.lanes == 1)?;

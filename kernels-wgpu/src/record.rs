@@ -234,16 +234,21 @@ impl Kernels {
         let hashed = node.hashed.is_some() && tile_rows > TILE_ROWS;
         let sums = self.subgroups().map_or(lanes, |(least, _)| lanes.div_ceil(least));
         let tall = tile_rows > TILE_ROWS;
-        let asks = tall && self.subgroups().is_some();
         let shares = self.subgroup_size();
-        let within = asks || shares.is_some() || lanes > 1 && self.subgroups().is_some();
+        let asks = match (self.subgroups(), shares) {
+            (Some(_), _) if !tall => 0,
+            (Some(_), Some(_)) if node.term.a >= node.term.e => 2,
+            (Some(_), _) => 1,
+            (None, _) => 0,
+        };
+        let within = asks > 0 || shares.is_some() || lanes > 1 && self.subgroups().is_some();
         let numbers = [
             ("SUBGROUPS", within.into()),
             ("TILES", 1),
             ("SHARES", shares.unwrap_or(0).into()),
             ("SUMS", sums.into()),
             ("EAGER", (tall && tile_rows < TALLEST).into()),
-            ("ASKS", asks.into()),
+            ("ASKS", asks),
             ("X_VECTORS", vectors.into()),
             ("R", tile_rows.into()),
             ("M", m.into()),
@@ -255,6 +260,9 @@ impl Kernels {
         // What several terms come to is worth more products.
         if several && shares.is_some() && permutation.number("FUSED") == 1 {
             permutation.set("TILES", 2);
+        }
+        if lanes == 1 && permutation.number("WAY") == 1 && self.has_words_of_64_bits() {
+            permutation.set("WIDE", 1);
         }
         if hashed {
             permutation.set("LUT", 4);

@@ -59,13 +59,21 @@ pub(crate) const HASHED_THREADS: usize = 8;
 /// Steps of a window before its newest bits: a byte of a word each.
 const OLDER_STEPS: core::ops::RangeInclusive<usize> = 1..=4;
 
+/// How many of a window's older bits are mapped at a time: three, where those belong to four rows at most, else a
+/// step's.
+pub(crate) fn mapped_bits(state_bits: usize, step_bits: usize) -> usize {
+    if step_bits == 2 && state_bits <= 2 * NEWEST { 3 } else { step_bits }
+}
+
 /// What the threads of a subgroup have of a hashed table: one whose value by a window is `t[newest 6 bits ^
 /// M(older bits)]`, with 64 signed bytes `t` and a map `M` that is linear over bits. `None` for other tables, and
 /// for windows that are no whole number of steps.
 ///
 /// Four words a thread: values `i`, `i + 8`, `i + 16` and `i + 24` of thread `i` from the highest byte of the
-/// first on, the next four in the second; in the third what `M` makes of the bits of a step that are `i`, in the
-/// lowest byte for the last step before the newest bits, and so on.
+/// first on, the next four in the second, each rotated by `i` bits to the right, so that a rotation to the left by
+/// the index of a value brings it to the highest byte. In the third what `M` makes of the bits `i`, as many as
+/// [`mapped_bits`], a byte for each row that they are older bits of, the lowest for the first: of its last step,
+/// or, of three bits, from its fifth on in the third word and its sixth in the fourth.
 pub(crate) fn hashed(state_bits: usize, step_bits: usize, values: &[f32]) -> Option<Vec<u8>> {
     let older = state_bits.checked_sub(NEWEST)?;
     let whole = (1..=2).contains(&step_bits) && older.is_multiple_of(step_bits);
@@ -91,12 +99,28 @@ pub(crate) fn hashed(state_bits: usize, step_bits: usize, values: &[f32]) -> Opt
         return None;
     }
     let value = |index: usize| by_index.get(index).map_or(0, |v| u32::from((*v as i8) as u8));
-    let packed = |from: usize| (0..4).map(|j| value(from + 8 * j) << (24 - 8 * j)).sum::<u32>();
+    let packed = |from: usize, thread: usize| {
+        let bytes = (0..4).map(|j| value(from + 8 * j) << (24 - 8 * j)).sum::<u32>();
+        bytes.rotate_right(thread as u32)
+    };
+    // What the bits `few` add to four rows, a byte each, the older bits of the first of which they are from bit
+    // `first` on, a step less of the next.
+    let of_rows = |few: usize, first: isize| {
+        let row = |j: usize| {
+            let bits = (0..HASHED_THREADS.ilog2() as usize).filter(|bit| few >> bit & 1 == 1);
+            let places = bits.map(|bit| first + bit as isize - (j * step_bits) as isize);
+            places.filter_map(|place| added.get(usize::try_from(place).ok()?)).fold(0, |all, more| all ^ more)
+        };
+        (0..4).map(|j| (row(j) as u32) << (8 * j)).sum::<u32>()
+    };
     let threads = (0..HASHED_THREADS).flat_map(|i| {
-        let steps = older / step_bits;
-        let of_steps = (0..steps).map(|j| map(i << ((steps - 1 - j) * step_bits)) << (8 * j)).sum::<usize>();
-        let mapped = if i < 1 << step_bits { of_steps as u32 } else { 0 };
-        [packed(i), packed(i + 32), mapped, 0]
+        let maps = match mapped_bits(state_bits, step_bits) {
+            // Windows that are shorter than 12 bits have others before them, which add nothing.
+            3 => [4, 5].map(|first| of_rows(i, first - (NEWEST - older) as isize)),
+            _ if i < 1 << step_bits => [of_rows(i, (older - step_bits) as isize), 0],
+            _ => [0, 0],
+        };
+        [packed(i, i), packed(i + 32, i), maps[0], maps[1]]
     });
     Some(threads.flat_map(u32::to_le_bytes).collect())
 }
@@ -176,17 +200,39 @@ mod tests {
             let values: Vec<f32> = (0..1usize << state_bits).map(|w| value(index(w))).collect();
             let bytes = hashed(state_bits, step_bits, &values).unwrap();
             let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-            for (window, expected) in values.iter().enumerate() {
-                let mask = (1 << step_bits) - 1;
-                let steps = older / step_bits;
-                let mapped = (0..steps).fold(0, |all, j| {
-                    let step = window >> ((steps - 1 - j) * step_bits) & mask;
-                    all ^ (words[step * 4 + 2] >> (8 * j) & 63)
-                });
-                let index = (window >> older) as u32 ^ mapped;
+            let found = |window: usize, mapped: u32| {
+                let index = (window >> older) as u32 ^ mapped & 63;
                 let word = words[(index & 7) as usize * 4 + usize::from(index & 32 != 0)];
-                let found = ((word << (index & 24)) as i32 >> 24) as f32;
-                assert_eq!(found, *expected, "{state_bits}/{step_bits} bits, window {window}");
+                (word.rotate_left(index & 31) as i32 >> 24) as f32
+            };
+            // Where three bits begin among the older ones of a row, which of both maps they take and its byte.
+            let looks: &[&[(isize, usize, usize)]] = &[
+                &[(0, 0, 2), (3, 1, 1)],
+                &[(-2, 0, 3), (1, 1, 2), (4, 0, 0)],
+                &[(-1, 1, 3), (2, 0, 1), (5, 1, 0)],
+            ];
+            for (window, expected) in values.iter().enumerate() {
+                let what = format!("{state_bits}/{step_bits} bits, window {window}");
+                if mapped_bits(state_bits, step_bits) == step_bits {
+                    let mask = (1 << step_bits) - 1;
+                    let steps = older / step_bits;
+                    let mapped = (0..steps).fold(0, |all, j| {
+                        let step = window >> ((steps - 1 - j) * step_bits) & mask;
+                        all ^ words[step * 4 + 2] >> (8 * j)
+                    });
+                    assert_eq!(found(window, mapped), *expected, "{what}");
+                    continue;
+                }
+                // Bits around those of the window, which mean nothing for it.
+                let (before, own) = ((1 << (8 - older)) - 1, window & ((1 << older) - 1));
+                let bits = !(63 << 2) | (own << (8 - older)) | before;
+                for looks in looks {
+                    let mapped = looks.iter().fold(0, |all, (first, map, byte)| {
+                        let few = bits >> (first + 2) as usize & 7;
+                        all ^ words[few * 4 + 2 + map] >> (8 * byte)
+                    });
+                    assert_eq!(found(window, mapped), *expected, "{what}");
+                }
             }
         }
         let other: Vec<f32> = (0..1024).map(|w| (w * 7 % 251 - 125) as f32).collect();

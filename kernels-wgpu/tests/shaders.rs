@@ -48,7 +48,7 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
         numbers.insert("SPLITS".into(), tile / split);
         numbers.insert("SPLIT".into(), split);
     }
-    for name in ["EAGER", "ASKS", "SHARES"] {
+    for name in ["EAGER", "ASKS", "SHARES", "WIDE"] {
         numbers.entry(name.into()).or_insert(0);
     }
     numbers.entry("TILES".into()).or_insert(1);
@@ -60,6 +60,9 @@ fn check(kernel: &str, numbers: &Numbers) -> TestResult {
     let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     if numbers.get("SUBGROUPS") == Some(&1) {
         capabilities |= naga::valid::Capabilities::SUBGROUP;
+    }
+    if numbers.get("WIDE") == Some(&1) {
+        capabilities |= naga::valid::Capabilities::SHADER_INT64;
     }
     let info = naga::valid::Validator::new(flags, capabilities).validate(&module);
     info.map_err(|e| format!("{kernel} {list:?}: {}", e.emit_to_string(&source)))?;

@@ -4,6 +4,8 @@
 // a step has four columns then.
 // SUBGROUPS: 1 if threads of a subgroup add up or ask each other, which not every adapter has; a browser
 // wants `enable subgroups;` before this text then. SUMS: subgroups of a workgroup at most, or its threads.
+// WIDE: 1 if codes are read as integers of 64 bits, which not every adapter has and no browser: where threads
+// read one by one, that is half as many reads.
 // X_VECTORS: of the activations, if they are in a uniform buffer.
 // SHARES: if not 0, threads of each subgroup, which read different activations and tell each other: where
 // threads read one by one, a look then serves many products. With LANES 1 and SUBGROUPS 1.
@@ -28,6 +30,9 @@
 #if EAGER == 1
 part${r} += dot(w${r}, xs);
 #end
+#end
+// What is read once for as many steps as a look at shared activations is for, if it is for several.
+#def outer
 #end
 #import ENCODING
 // A look at the activations of as many quads as the threads of a subgroup have, from this one on.
@@ -163,9 +168,21 @@ fn main(
 #end
 #if M == 1 && SHARES > 0
     let looks_at = tile + (p.first_col >> 2u) + invocation;
+#end
+#if M == 1 && SHARES > 0 && SHARES <= QUADS
     var seen = vec4<f32>(0.0);
 #end
+#if M == 1 && SHARES > QUADS
+    // Loops end at their end: what a break leaves out, a processor that runs shaders may run for nothing.
+    var step = 0u;
+    loop {
+      let seen = x[looks_at + step * ${QUADS}u];
+#use outer
+      let look_end = min(step + ${SHARES / QUADS}u, steps);
+      loop {
+#else
     for (var step = lane; step < steps; step += ${LANES}u) {
+#end
 #use load
 #if M == 1 && FACTOR == 2
 #for r in 0..R
@@ -176,12 +193,9 @@ fn main(
 #if SHARES > 0 && M > 1
 #use look
 #end
-#if SHARES > 0 && M == 1
+#if M == 1 && SHARES > 0 && SHARES <= QUADS
 #if q % SHARES == 0
-#if SHARES > QUADS
-      if step % ${SHARES / QUADS}u == 0u
-#end
-      { seen = x[looks_at + step * ${QUADS}u + ${q}u]; }
+      seen = x[looks_at + step * ${QUADS}u + ${q}u];
 #end
 #end
       {
@@ -228,10 +242,16 @@ fn main(
       sum${r}_0 += part${r} * factor${r};
 #end
 #end
+#if M == 1 && SHARES > QUADS
+        step++;
+        if step == look_end { break; }
+      }
+      if step == steps { break; }
+#end
     }
 #if M == 1 && FACTOR == 1
 #for r in 0..R
-#if LUT == 3
+#if LUT >= 3
     sum${r}_0 += (part${r} * 0x1p-24f) * factor${r};
 #else
     sum${r}_0 += part${r} * factor${r};

@@ -49,9 +49,13 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 #for t in 0..TERMS
-#if VEC == 1
+#if WIDE == 1
+@group(0) @binding(${3 + 2 * t}) var<storage, read> codes${t}: array<vec2<u64>>;
+#end
+#if WIDE == 0 && VEC == 1
 @group(0) @binding(${3 + 2 * t}) var<storage, read> codes${t}: array<vec4<u32>>;
-#else
+#end
+#if WIDE == 0 && VEC == 0
 @group(0) @binding(${3 + 2 * t}) var<storage, read> codes${t}: array<u32>;
 #end
 @group(0) @binding(${4 + 2 * t}) var<storage, read> side${t}: array<u32>;

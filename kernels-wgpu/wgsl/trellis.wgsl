@@ -6,10 +6,13 @@
 // OWN: words of a path that a tile of rows fills, where it begins at one; the window of its first row
 // begins in the word before. 0 where tiles are shorter than words.
 // ASKS: 1 if a thread asks the one before it for the last word of its tile, which is the first that it needs.
+// 2 if each column is one path, so that all but the first thread can: those of a subgroup read the word of the
+// first for each other, a step each.
 // LUT: where the table is read: 0 beside the codes, 1 in a uniform buffer, 2 in workgroup memory, 3 in a
 // uniform buffer whose entries have the values of AT_ONCE rows, signed bytes, by the JOINT bits of their
-// windows (a row's values are 2^24 times as large then, if M is 1 and they share a factor), 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
-// linear map makes of those before. ENTRIES: of the table.
+// windows, 4 in the threads of a subgroup: 64 signed bytes, by the newest 6 bits of a window and what a
+// linear map makes of those before. A row's values are 2^24 times as large with 3, if M is 1 and they share a
+// factor, and with 4. ENTRIES: of the table. MAPPED: bits that are mapped at a time, 3 or a step's.
 // term.a: weights of a path, b: words of a path, c: multiplier, d: addend, e: extent of the axis.
 #if LUT == 1
 #for t in 0..TERMS
@@ -24,6 +27,20 @@
 #if LUT == 2
 var<workgroup> lut: array<f32, ${ENTRIES}>;
 #end
+#if WAY == 1
+// Words of four columns.
+#for t in 0..TERMS
+fn words${t}(at: u32) -> vec4<u32> {
+#if WIDE == 1
+  let pairs = codes${t}[at];
+  return vec4<u32>(u32(pairs.x), u32(pairs.x >> 32u), u32(pairs.y), u32(pairs.y >> 32u));
+#else
+  return codes${t}[at];
+#end
+}
+#end
+#end
+
 fn window_value(window: u32, multiplier: u32, addend: u32) -> f32 {
   let x = window * multiplier + addend;
   let pairs = (x & 0x00FF00FFu) + ((x >> 8u) & 0x00FF00FFu);
@@ -69,11 +86,13 @@ fn window${t}(row: u32, column: u32) -> u32 {
 #def begin
 let term${t} = p.terms[${t}];
 #if LUT == 4
-// Thread i has values i, i + 8, ... and what the map makes of STEP bits i, for four places of a window.
+// Thread i has values i, i + 8, ..., i bits further than a rotation by 8 bits for each would be, and what the
+// map makes of MAPPED bits i, for four places of a window.
 let own_values = lut${t}[invocation & 7u];
 let low_values${t} = own_values.x;
 let high_values${t} = own_values.y;
-let map${t} = own_values.z;
+let map${t}_0 = own_values.z;
+let map${t}_1 = own_values.w;
 #end
 #if LUT == 2
 // Not before all have read the term before.
@@ -107,6 +126,9 @@ let at${t}_${i + 1} = (path${t} * term${t}.b + min(own${t} + ${i}u, path_words${
 #if ASKS == 1
 let asks${t} = invocation > 0u && own${t} > 0u && row_before${t} + ${R}u == row0;
 #end
+#if ASKS == 2
+let first_at${t} = subgroupBroadcast(at${t}_0, 0u);
+#end
 #end
 #if WAY == 1 && OWN == 0
 let path${t} = row0 / term${t}.a;
@@ -123,14 +145,25 @@ let high_at${t}_${s} = (path_words${t} + next${t}_${s}) * (p.cols >> 2u);
 #end
 #end
 
+#def outer
+#if ASKS == 2
+let firsts = words${t}(first_at${t} + step + invocation);
+#end
+#end
+
 #def load
 #if WAY == 1 && OWN > 0
-#for i in ASKS..OWN + 1
-let word${i} = codes${t}[at${t}_${i} + step];
+#for i in (ASKS > 0)..OWN + 1
+let word${i} = words${t}(at${t}_${i} + step);
 #end
 #if ASKS == 1
 var word0 = subgroupShuffleUp(word${OWN}, 1u);
-if !asks${t} { word0 = codes${t}[at${t}_0 + step]; }
+if !asks${t} { word0 = words${t}(at${t}_0 + step); }
+#end
+#if ASKS == 2
+let whose = step % ${SHARES}u;
+let first = vec4<u32>(subgroupShuffle(firsts.x, whose), subgroupShuffle(firsts.y, whose), subgroupShuffle(firsts.z, whose), subgroupShuffle(firsts.w, whose));
+let word0 = select(subgroupShuffleUp(word${OWN}, 1u), first, invocation == 0u);
 #end
 // What lies across two words.
 #for i in 0..OWN
@@ -139,8 +172,8 @@ let across${i} = (word${i} >> vec4<u32>(16u)) | (word${i + 1} << vec4<u32>(16u))
 #end
 #if WAY == 1 && OWN == 0
 #for s in 0..SPLITS
-let low${s} = codes${t}[low_at${t}_${s} + step] >> vec4<u32>(shift${t}_${s});
-let high${s} = (codes${t}[high_at${t}_${s} + step] << vec4<u32>(1u)) << vec4<u32>(31u - shift${t}_${s});
+let low${s} = words${t}(low_at${t}_${s} + step) >> vec4<u32>(shift${t}_${s});
+let high${s} = (words${t}(high_at${t}_${s} + step) << vec4<u32>(1u)) << vec4<u32>(31u - shift${t}_${s});
 let bits${s} = low${s} | high${s};
 #end
 #end
@@ -173,17 +206,8 @@ let n${FIRST} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) & vec4<u32>(
 #end
 #end
 
-#def quad
-#if LUT == 4
-#let FIRST = 1 - STATE / STEP
-var mapped = vec4<u32>(0u);
-#for k in FIRST..R - 6 / STEP
-#let BIT = 32 + k * STEP
-let s${k - FIRST} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) & vec4<u32>(${STEP * 2 - 1}u);
-// The lowest byte is for the row whose newest 6 bits follow.
-mapped = (mapped >> vec4<u32>(8u)) ^ vec4<u32>(subgroupShuffle(map${t}, s${k - FIRST}.x), subgroupShuffle(map${t}, s${k - FIRST}.y), subgroupShuffle(map${t}, s${k - FIRST}.z), subgroupShuffle(map${t}, s${k - FIRST}.w));
-#let r = k + 6 / STEP
-#if r >= 0
+// Row `r`, whose older bits make the lowest byte of `mapped`.
+#def hashed
 #let BIT = 26 + (r + 1) * STEP
 #if BIT % 32 <= 26
 let index${r} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) ^ mapped;
@@ -193,9 +217,44 @@ let index${r} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) ^ mapped;
 let a${r} = index${r} & vec4<u32>(7u);
 let l${r} = vec4<u32>(subgroupShuffle(low_values${t}, a${r}.x), subgroupShuffle(low_values${t}, a${r}.y), subgroupShuffle(low_values${t}, a${r}.z), subgroupShuffle(low_values${t}, a${r}.w));
 let h${r} = vec4<u32>(subgroupShuffle(high_values${t}, a${r}.x), subgroupShuffle(high_values${t}, a${r}.y), subgroupShuffle(high_values${t}, a${r}.z), subgroupShuffle(high_values${t}, a${r}.w));
-let v${r} = bitcast<vec4<i32>>(select(l${r}, h${r}, bitcast<vec4<i32>>(index${r} << vec4<u32>(26u)) < vec4<i32>(0)));
-var w${r} = vec4<f32>((v${r} << (index${r} & vec4<u32>(24u))) >> vec4<u32>(24u));
+let v${r} = select(l${r}, h${r}, (index${r} & vec4<u32>(32u)) != vec4<u32>(0u));
+// Rotated, so that the value is in the highest byte.
+let b${r} = (v${r} << (index${r} & vec4<u32>(31u))) | (v${r} >> ((vec4<u32>(0u) - index${r}) & vec4<u32>(31u)));
+var w${r} = vec4<f32>(bitcast<vec4<i32>>(b${r} & vec4<u32>(0xFF000000u)));
 #use done
+#end
+
+#def quad
+#if LUT == 4
+var mapped = vec4<u32>(0u);
+#if MAPPED == 3
+// Windows of 12 bits at most: three bits of those before the newest are for four rows, a byte each.
+#for k in 0..(2 * R + 6) / 3
+#let BIT = 22 + k * 3
+#if BIT % 32 <= 29
+let s${k} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) & vec4<u32>(7u);
+#else
+let s${k} = (across${BIT / 32} >> vec4<u32>(${BIT % 32 - 16}u)) & vec4<u32>(7u);
+#end
+mapped ^= vec4<u32>(subgroupShuffle(map${t}_${k % 2}, s${k}.x), subgroupShuffle(map${t}_${k % 2}, s${k}.y), subgroupShuffle(map${t}_${k % 2}, s${k}.z), subgroupShuffle(map${t}_${k % 2}, s${k}.w));
+#for r in k * 3 / 2 - 2..k * 3 / 2 - 1 + k % 2
+#if r >= 0 && r < R
+#use hashed
+#end
+mapped >>= vec4<u32>(8u);
+#end
+#end
+#else
+#let FIRST = 1 - STATE / STEP
+#for k in FIRST..R - 6 / STEP
+#let BIT = 32 + k * STEP
+let s${k - FIRST} = (word${BIT / 32} >> vec4<u32>(${BIT % 32}u)) & vec4<u32>(${STEP * 2 - 1}u);
+// The lowest byte is for the row whose newest 6 bits follow.
+mapped = (mapped >> vec4<u32>(8u)) ^ vec4<u32>(subgroupShuffle(map${t}_0, s${k - FIRST}.x), subgroupShuffle(map${t}_0, s${k - FIRST}.y), subgroupShuffle(map${t}_0, s${k - FIRST}.z), subgroupShuffle(map${t}_0, s${k - FIRST}.w));
+#let r = k + 6 / STEP
+#if r >= 0
+#use hashed
+#end
 #end
 #end
 #else

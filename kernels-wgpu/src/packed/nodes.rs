@@ -72,9 +72,16 @@ impl Base {
             ("QUADS", self.quads),
             ("TAIL", i64::from(!i64::from(self.cols).rem_euclid(4 * self.quads).eq(&0))),
         ];
-        for (name, default) in
-            [("SCALE", 0), ("ZERO", 0), ("LUT", 0), ("SHIFT", 1), ("FACTOR", 0), ("LEVELS", 1), ("VEC", 0)]
-        {
+        for (name, default) in [
+            ("SCALE", 0),
+            ("ZERO", 0),
+            ("LUT", 0),
+            ("SHIFT", 1),
+            ("FACTOR", 0),
+            ("LEVELS", 1),
+            ("VEC", 0),
+            ("WIDE", 0),
+        ] {
             if !numbers.iter().any(|(n, _)| *n == name) {
                 all.push((name, default));
             }
@@ -310,8 +317,8 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
         Some(table) if whole_table && way == 1 => {
             let values = bytemuck::pod_collect_to_vec::<u8, f32>(table);
             let together = Together::of(state, step, &values);
-            // Where one look gives no more than two rows.
-            let few = together.is_none_or(|t| t.rows <= 2);
+            // Where one look gives no more than three rows.
+            let few = together.is_none_or(|t| t.rows <= 3);
             let sizes = (descriptor.state_bits.into(), descriptor.step_bits.into());
             (together, if few { windows::hashed(sizes.0, sizes.1, &values) } else { None })
         }
@@ -326,6 +333,7 @@ fn trellis_node<'v>(view: &'v trellis::View<'_>, rows: Range<usize>, base: Base)
         ("ENTRIES", if whole_table { entries as i64 } else { 0 }),
         ("AT_ONCE", together.map_or(1, |t| t.rows)),
         ("HASHED", hashed.is_some().into()),
+        ("MAPPED", windows::mapped_bits(descriptor.state_bits.into(), descriptor.step_bits.into()) as i64),
         ("JOINT", together.map_or(0, |t| t.bits)),
         ("WAY", way),
         ("WORDS", words),

@@ -34,6 +34,16 @@ pub(crate) fn bare_bed() -> Result<Option<Bed>, Box<dyn std::error::Error>> {
     bed_on(context).map(Some)
 }
 
+/// As [`bare_bed`], with subgroups if the adapter has them.
+pub(crate) fn subgroup_bed() -> Result<Option<Bed>, Box<dyn std::error::Error>> {
+    if context()?.is_none() {
+        return Ok(None);
+    }
+    let adapter = Context::adapter()?;
+    let features = wgpu::Features::SUBGROUP & adapter.features();
+    bed_on(Context::with_features(&adapter, features)?).map(Some)
+}
+
 /// As [`bare_bed`], with bindings of storage buffers of so many bytes at most.
 pub(crate) fn narrow_bed(bytes: u64) -> Result<Option<Bed>, Box<dyn std::error::Error>> {
     if context()?.is_none() {

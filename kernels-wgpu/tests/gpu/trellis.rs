@@ -2,6 +2,7 @@
 
 use crate::common::{
     Near, Random, TestResult, bare_bed, bed, check, check_eights, check_many, check_tiles, context, scales,
+    subgroup_bed,
 };
 use cmf_format::encoding::dense;
 use cmf_format::encoding::grouped::groups;
@@ -166,7 +167,7 @@ fn node_of_hashes(
 fn hashed_tables_are_asked_for_in_a_subgroup() -> TestResult {
     let Some(bed) = bed()? else { return Ok(()) };
     for (rows, path_elems, state_bits) in
-        [(1040, 0, 12), (272, 0, 12), (1056, 32, 14), (304, 16, 12), (96, 0, 12)]
+        [(1040, 0, 12), (272, 0, 12), (1056, 32, 14), (304, 16, 12), (96, 0, 12), (1056, 0, 10), (288, 0, 14)]
     {
         let descriptor = Descriptor { state_bits, path_elems, scale_rows: 16, ..PLAIN };
         let planes = (0..2).map(|seed| node_of_hashes(&descriptor, rows, 36, seed).map(Arc::new));
@@ -174,6 +175,22 @@ fn hashed_tables_are_asked_for_in_a_subgroup() -> TestResult {
         let name = format!("hashed, {state_bits} bits, {rows} rows, paths {path_elems}");
         check(&bed, &name, planes.get(..1).ok_or("plane")?, Near::Exact)?;
         check(&bed, &name, &planes, Near::Exact)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn words_of_32_bits_are_enough() -> TestResult {
+    let Some(bed) = subgroup_bed()? else { return Ok(()) };
+    for state_bits in [10, 12] {
+        let descriptor = Descriptor { state_bits, ..PLAIN };
+        let planes = [
+            Arc::new(node_of_hashes(&descriptor, 1040, 36, 1)?),
+            Arc::new(node_of_bytes(&descriptor, 1040, 36, 2)?),
+        ];
+        for plane in &planes {
+            check(&bed, &format!("{state_bits} bits"), std::slice::from_ref(plane), Near::Exact)?;
+        }
     }
     Ok(())
 }
