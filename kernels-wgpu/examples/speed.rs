@@ -163,6 +163,8 @@ fn main() -> Result<()> {
         ("grouped 4 bits", vec![grouped_node(4, rows, cols, random)?]),
         planes("trellis 2 bits, byte sum", 1, Windows::ByteSum, random)?,
         planes("trellis 2+2 bits, byte sum", 2, Windows::ByteSum, random)?,
+        planes("trellis 2 bits, table of 6", 1, Windows::Table(6), random)?,
+        planes("trellis 2+2 bits, table of 6", 2, Windows::Table(6), random)?,
         planes("trellis 2 bits, table of 10", 1, Windows::Table(10), random)?,
         planes("trellis 2+2 bits, table of 10", 2, Windows::Table(10), random)?,
         planes("trellis 2 bits, hashed of 12", 1, Windows::Hashed(12), random)?,

@@ -81,6 +81,9 @@ impl Context {
             label: Some("cmf"),
             required_features,
             required_limits,
+            // Blocks of memory are no larger than what they are for, or than a few units: some drivers write zeros
+            // into all of a block, and a budget counts what is left of it.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         }))?;
         let (device, queue) = opened.map_err(Error::device)?;

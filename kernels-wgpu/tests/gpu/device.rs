@@ -144,14 +144,14 @@ fn memory_is_what_the_driver_says() -> TestResult {
     let memory = DeviceMemory::of(opened.device()).ok_or("the driver says nothing")?;
     assert_eq!((memory.budget_bytes, memory.used_bytes), (4000, 200));
     // A hole that a buffer leaves in a block is what the next one takes.
-    let buffers = [1 << 16, 1 << 20].map(|elements| context.buffer(elements));
+    let buffers = [1 << 16, 1 << 18].map(|elements| context.buffer(elements));
     let [kept, gone] = buffers;
     let (kept, gone) = (kept?, gone?);
     let before = context.memory().ok_or("the driver says nothing")?;
     drop(gone);
     context.wait()?;
     let after = context.memory().ok_or("the driver says nothing")?;
-    assert!(after.free_bytes >= before.free_bytes + (4 << 20), "{before:?}, then {after:?}");
+    assert!(after.free_bytes >= before.free_bytes + (1 << 20), "{before:?}, then {after:?}");
     drop(kept);
     Ok(())
 }
