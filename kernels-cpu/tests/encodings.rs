@@ -31,6 +31,23 @@ fn grouped_codes_of_every_width() -> Result {
 }
 
 #[test]
+fn grouped_long_rows() -> Result {
+    for (rows, cols) in [(1, 1024), (4, 1055), (7, 1100), (3, 1536), (6, 2047), (2, 2080)] {
+        for (bits, group_cols) in (1..=8).flat_map(|bits| [32, 64, 128].map(|cols| (bits, cols))) {
+            let own = Grouped::symmetric(bits, group_cols);
+            let node = own.node(rows, cols, &mut Numbers(u64::from(bits)))?;
+            check(Parts::of(node), rows, cols, 2, QUANTISES)?;
+        }
+        // What is taken off may be far more than codes are.
+        for bits in [3, 4] {
+            let own = Grouped { map: CodeMap::Integer { offset: -120 }, ..Grouped::symmetric(bits, 32) };
+            check(Parts::of(own.node(rows, cols, &mut Numbers(5))?), rows, cols, 2, QUANTISES)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn grouped_groups_of_every_size() -> Result {
     for group_cols in [16, 32, 48, 64, 96, 128, 256, 0] {
         for group_rows in [1, 3, 0] {

@@ -30,6 +30,7 @@ macro_rules! four {
 }
 
 mod few;
+mod folded;
 mod listed;
 mod memory;
 mod planes;

@@ -18,61 +18,39 @@ pub(super) struct Halves<'k> {
     scales: StoredScales<'k>,
     /// A scale counts for 2 to this power groups of 32 columns.
     log: u32,
-    /// Of each lane, the scale. No vector, as what has one must lie at 64 bytes, and the compiler
-    /// was seen to forget that on the stack.
-    spread: [u16; 16],
+    spread: __m512i,
     /// Of the scales of 16 groups, and of the last ones, those that are there.
     used: [__mmask16; 2],
 }
 
 impl<'k> Halves<'k> {
-    /// For `rows` rows of `blocks` blocks, whose groups come in `order`. `None` where not all of them are there, or
-    /// groups have 16 columns.
+    /// For `rows` rows of `blocks` blocks. `None` where not all of them are there, or groups have 16 columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn new(
-        scales: StoredScales<'k>,
-        rows: usize,
-        blocks: usize,
-        order: [usize; 16],
-    ) -> Option<Self> {
+    pub(super) fn new(scales: StoredScales<'k>, rows: usize, blocks: usize) -> Option<Self> {
         let log = scales.granules_log.checked_sub(1)?;
         let before = (16 * blocks.div_ceil(BLOCKS).checked_sub(1)?) >> log;
         let last = scales.groups.checked_sub(before)?;
         let is_there = scales.values.len() >= rows.checked_mul(scales.groups)? && last > 0;
         let most = (16 >> log.min(4)).max(1);
+        let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         is_there.then(|| Self {
             scales,
             log,
-            spread: order.map(|group| (group >> log.min(4)) as u16),
+            spread: _mm512_srlv_epi32(lanes, _mm512_set1_epi32(log as i32)),
             used: [most, last.min(most)].map(|count| ((1u32 << count) - 1) as u16),
         })
     }
 
-    /// A scale counts for 2 to this power groups of 32 columns.
-    pub(super) fn log(&self) -> u32 {
-        self.log
-    }
-
-    /// Whether the last groups of rows are as many as the others.
-    pub(super) fn is_whole(&self) -> bool {
-        self.used[0] == self.used[1]
-    }
-
-    /// The scales of groups `16 * i` to `16 * i + 15` of four rows, in their order, 0 for groups that are not there.
-    /// `LOG` is [`Halves::log`], or more than 1 for all others.
+    /// The scales of groups `16 * i` to `16 * i + 15` of four rows, 0 for groups that are not there.
     ///
     /// # Safety
     /// The rows are some of those that [`Halves::new`] was told of, `i` is below their number of 8 blocks, and
-    /// `is_last` says whether these are the last, at least unless [`Halves::is_whole`].
+    /// `is_last` says whether it is the last.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-    pub(super) unsafe fn sixteen<const LOG: u32>(
-        &self,
-        rows: Rows,
-        i: usize,
-        is_last: bool,
-    ) -> [__m512; ROWS] {
+    pub(super) unsafe fn sixteen(&self, rows: Rows, i: usize, is_last: bool) -> [__m512; ROWS] {
+        let used = self.used[usize::from(is_last)];
         let starts = rows.starts(self.scales.groups);
         let before = (16 * i) >> self.log;
         ask_behind(
@@ -80,22 +58,14 @@ impl<'k> Halves<'k> {
             starts[0] + ROWS * (self.scales.groups + before),
             ROWS * (32 >> self.log),
         );
-        let used = self.used[usize::from(is_last)];
-        // SAFETY: the array has the 16 values that are read.
-        let spread = unsafe { _mm256_loadu_si256(self.spread.as_ptr().cast()) };
         four!(r => {
-            let from = self.scales.values.as_ptr().wrapping_add(starts[r] + before);
-            // SAFETY: `new` has seen that all rows have their `groups` scales, of which these are 16 where one
-            // is for one group and 8 where it is for two, unless they are the last: the mask has those that
-            // are there.
+            // SAFETY: `new` has seen that all rows have their `groups` scales, of which these are up to 16:
+            // the mask has those that lie before what comes next, and of the last ones those of the row.
             let halves = unsafe {
-                match LOG {
-                    0 if !is_last => _mm256_loadu_si256(from.cast()),
-                    1 if !is_last => _mm256_castsi128_si256(_mm_loadu_si128(from.cast())),
-                    _ => _mm256_maskz_loadu_epi16(used, from.cast()),
-                }
+                let halves = self.scales.values.as_ptr().add(starts[r] + before);
+                _mm256_maskz_loadu_epi16(used, halves.cast())
             };
-            _mm512_cvtph_ps(_mm256_permutexvar_epi16(spread, halves))
+            _mm512_permutexvar_ps(self.spread, _mm512_cvtph_ps(halves))
         })
     }
 }
@@ -108,7 +78,7 @@ pub(super) struct Decoder<'k> {
     bytes: __m128i,
     shifts: __m128i,
     mask: __m128i,
-    offset: i32,
+    offset: __m512i,
     /// Whether the last ones are no more than four.
     is_short: bool,
     /// Where codes begin in a pair of words of which each has the first of its row.
@@ -134,7 +104,7 @@ impl<'k> Decoder<'k> {
             bytes: _mm512_castsi512_si128(unpacker.bytes),
             shifts: _mm512_castsi512_si128(unpacker.shifts),
             mask: _mm512_castsi512_si128(unpacker.mask),
-            offset: small.offset.into(),
+            offset: _mm512_set1_epi32(small.offset.into()),
             is_short: matches!(blocks % BLOCKS, 1 | 2),
             shifts_of_words: _mm_set1_epi64x(shifts | (shifts + 0x2020_2020) << 32),
         })
@@ -213,7 +183,7 @@ impl<'k> Decoder<'k> {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn values(&self, codes: __m128i, scales: __m512) -> __m512 {
-        let codes = _mm512_add_epi32(_mm512_cvtepu8_epi32(codes), _mm512_set1_epi32(self.offset));
+        let codes = _mm512_add_epi32(_mm512_cvtepu8_epi32(codes), self.offset);
         _mm512_mul_ps(_mm512_cvtepi32_ps(codes), scales)
     }
 }
