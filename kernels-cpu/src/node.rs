@@ -27,6 +27,7 @@ pub(crate) enum Plan {
     /// Elements are converted as they lie.
     Dense,
     Grouped(grouped::Plan),
+    Columns(grouped::Columns),
     Trellis(trellis::Plan),
     LowRank(low_rank::Plan),
     Lossless,
@@ -42,7 +43,10 @@ impl Plan {
     pub(crate) fn new(view: &View<'_>) -> Self {
         let plan = match view {
             View::Dense(_) => Some(Plan::Dense),
-            View::Grouped(view) => grouped::Plan::new(view).map(Plan::Grouped),
+            View::Grouped(view) => {
+                let columns = || grouped::Columns::new(view).map(Plan::Columns);
+                grouped::Plan::new(view).map(Plan::Grouped).or_else(columns)
+            }
             View::Trellis(view) => trellis::Plan::new(view).map(Plan::Trellis),
             View::Nested(view) => nested::Plan::new(view).map(Plan::Nested),
             View::Codebook(view) => codebook::Plan::new(view).map(Plan::Codebook),
@@ -129,6 +133,7 @@ impl Node<'_, '_> {
             (Plan::Dense, View::Dense(view)) => dense::decode(view, wanted),
             (Plan::Lossless, View::Lossless(view)) => lossless::decode(view, wanted),
             (Plan::Grouped(plan), View::Grouped(view)) => plan.decode(view, wanted),
+            (Plan::Columns(plan), View::Grouped(view)) => plan.decode(view, wanted),
             (Plan::Trellis(plan), View::Trellis(view)) => plan.decode(view, wanted),
             (Plan::Nested(plan), View::Nested(view)) => plan.decode(view, wanted),
             (Plan::Codebook(plan), View::Codebook(view)) => plan.decode(view, wanted),

@@ -51,6 +51,7 @@ fn fused() -> Result<Vec<(String, Vec<NodeData>)>> {
         Grouped { zero: ZeroOp::Add, map: zero, twice: true, ..four },
         Grouped { twice: true, ..four },
         Grouped { group_rows: 3, ..four },
+        Grouped { group_rows: 16, group_cols: 1, zero: ZeroOp::Add, ..four },
         Grouped { map: CodeMap::Table, ..four },
         Grouped { map: CodeMap::Minifloat(Minifloat::E2M1), ..four },
     ] {

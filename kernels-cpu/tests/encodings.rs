@@ -111,6 +111,21 @@ fn grouped_tables_and_small_floats() -> Result {
 }
 
 #[test]
+fn grouped_columns_with_scales_of_their_own() -> Result {
+    for zero in [ZeroOp::None, ZeroOp::Subtract, ZeroOp::Add] {
+        for (rows, cols) in SHAPES {
+            for (bits, group_rows, twice) in [(3, 16, false), (8, 1, true), (4, 0, false)] {
+                let map = CodeMap::Integer { offset: 0 };
+                let own = Grouped { zero, twice, map, group_rows, ..Grouped::symmetric(bits, 1) };
+                let expect = Expect { roundings: 60_000, quantises: true };
+                check(Parts::of(own.node(rows, cols, &mut Numbers(5))?), rows, cols, 9, expect)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn grouped_that_no_kernel_is_made_for() -> Result {
     let node = Grouped::symmetric(3, 20).node(9, 77, &mut Numbers(11))?;
     check(Parts::of(node), 9, 77, 9, EXACT)

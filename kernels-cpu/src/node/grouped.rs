@@ -60,14 +60,19 @@ impl Plan {
     /// `None` for what the kernels do not do: quotients, tables for each row, groups of columns that
     /// are no multiple of 16.
     pub(super) fn new(view: &View<'_>) -> Option<Self> {
-        let descriptor = view.descriptor();
-        let (rows, cols) = (view.rows(), view.cols());
-        let group_cols = match descriptor.group_cols as usize {
+        let cols = view.cols();
+        let group_cols = match view.descriptor().group_cols as usize {
             0 => cols,
             n => n.min(cols),
         };
         let fits = group_cols == cols || group_cols.is_multiple_of(GRANULE);
-        if !fits || cols == 0 || rows == 0 || descriptor.scale_op == ScaleOp::Divide {
+        if fits { Self::with_groups(view, group_cols) } else { None }
+    }
+
+    fn with_groups(view: &View<'_>, group_cols: usize) -> Option<Self> {
+        let descriptor = view.descriptor();
+        let (rows, cols) = (view.rows(), view.cols());
+        if cols == 0 || rows == 0 || descriptor.scale_op == ScaleOp::Divide {
             return None;
         }
         let (mut values, mut offset) = (None, 0);
@@ -387,6 +392,72 @@ impl Plan {
             beyond.fill(0.0);
         }
         work.raw = raw;
+        done
+    }
+}
+
+/// Codes of which each column has scales and zero points of its own, as those of SpQR's scales have.
+#[derive(Debug)]
+pub(crate) struct Columns {
+    /// Without scales and zero points.
+    codes: Plan,
+    zero: Zero,
+    scale: Option<Box<AnyPlan>>,
+    zeros: Option<Box<AnyPlan>>,
+}
+
+impl Columns {
+    /// `None` for other groups, quotients, and children that are not as wide.
+    pub(super) fn new(view: &View<'_>) -> Option<Self> {
+        let is_wide = |child: Option<&AnyView<'_>>| child.is_none_or(|child| child.cols() == view.cols());
+        if view.descriptor().group_cols != 1 || !is_wide(view.scale()) || !is_wide(view.zero()) {
+            return None;
+        }
+        let mut codes = Plan::with_groups(view, view.cols())?;
+        let (scale, zeros) = (codes.scale.take(), codes.zeros.take());
+        let zero = core::mem::replace(&mut codes.zero, Zero::None);
+        Some(Self { codes, zero, scale, zeros })
+    }
+
+    pub(super) fn decode(&self, view: &View<'_>, wanted: Wanted<'_>) -> Result<()> {
+        let Wanted { simd, rows, out, work } = wanted;
+        let cols = view.cols();
+        let source = Source { scale: None, zero: None, ..Source::of(view) };
+        let codes = Wanted { simd, rows: rows.clone(), out: &mut *out, work: &mut *work };
+        self.codes.decode_source(&source, codes)?;
+        let (mut scales, mut zeros) = (core::mem::take(&mut work.scales), core::mem::take(&mut work.zeros));
+        let (scale, zero) = (scales.sized(cols), zeros.sized(cols));
+        scale.fill(1.0);
+        let (mut row, mut rest, mut done) = (rows.start, out, Ok(()));
+        while row < rows.end && done.is_ok() {
+            let end = rows.end.min((row / self.codes.group_rows + 1) * self.codes.group_rows);
+            let (own, next) = rest.split_at_mut((end - row) * cols);
+            let mut read = |view: Option<&AnyView<'_>>, plan: &Option<Box<AnyPlan>>, out: &mut [f32]| {
+                let (Some(view), Some(plan)) = (view, plan) else { return Ok(()) };
+                let wanted = Wanted { simd, rows: row..row + 1, out, work: work.below() };
+                read_child(Node { view, plan }, self.codes.group_rows, wanted)
+            };
+            done = read(view.scale(), &self.scale, &mut *scale);
+            if done.is_ok() {
+                done = read(view.zero(), &self.zeros, &mut *zero);
+            }
+            simd.run(
+                #[inline(always)]
+                || {
+                    for out in own.chunks_exact_mut(cols) {
+                        for ((v, scale), zero) in out.iter_mut().zip(&*scale).zip(&*zero) {
+                            *v = match self.zero {
+                                Zero::None => *v * scale,
+                                Zero::Subtract => (*v - zero) * scale,
+                                Zero::Add => *v * scale + zero,
+                            };
+                        }
+                    }
+                },
+            );
+            (row, rest) = (end, next);
+        }
+        (work.scales, work.zeros) = (scales, zeros);
         done
     }
 }
