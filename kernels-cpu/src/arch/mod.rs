@@ -66,14 +66,23 @@ macro_rules! dispatch {
     }};
 }
 
-/// As [`dispatch`], but for 64-bit Arm.
-macro_rules! avx512_or_portable {
-    ($simd:expr, $name:ident($($argument:expr),*)) => {{
+/// On AVX-512, gives what its kernel does.
+macro_rules! by_avx512 {
+    ($simd:expr, $name:ident($($argument:expr),*)) => {
         #[cfg(target_arch = "x86_64")]
         if $simd.0 == Isa::Avx512 {
             // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
             return unsafe { avx512::$name($($argument),*) };
         }
+        // Elsewhere nothing may read them.
+        let _ = (&$simd, $(&$argument),*);
+    };
+}
+
+/// As [`dispatch`], but for 64-bit Arm.
+macro_rules! avx512_or_portable {
+    ($simd:expr, $name:ident($($argument:expr),*)) => {{
+        by_avx512!($simd, $name($($argument),*));
         $simd.run(
             #[inline(always)]
             || portable::$name($($argument),*),
@@ -131,14 +140,9 @@ pub(crate) fn fast_stored(
     prepared: &mut [[f32; 16]],
     out: &mut [f32],
 ) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::fast_stored(codes, input, prepared, out) };
-    }
+    by_avx512!(simd, fast_stored(codes, input, prepared, out));
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     by_dot!(simd, fast_stored(codes, input, out));
-    let _ = (simd, codes, input, prepared, out);
     false
 }
 
@@ -150,14 +154,9 @@ pub(crate) fn fast_twice(
     prepared: &mut [[f32; 16]],
     out: &mut [f32],
 ) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::fast_twice(rows, input, prepared, out) };
-    }
+    by_avx512!(simd, fast_twice(rows, input, prepared, out));
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     by_dot!(simd, fast_twice(rows, input, prepared, out));
-    let _ = (simd, rows, input, prepared, out);
     false
 }
 
@@ -283,12 +282,7 @@ pub(crate) fn planes_fast(
     prepared: &mut [f32],
     out: &mut [f32],
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        unsafe { avx512::planes_fast(planes, scaled, input, prepared, out) };
-    }
-    let _ = (simd, planes, scaled, input, prepared, out);
+    by_avx512!(simd, planes_fast(planes, scaled, input, prepared, out));
 }
 
 /// As [`planes_fast`], for codes that name values of a table for each row, all of them finite, where there is a
@@ -301,12 +295,7 @@ pub(crate) fn planes_tables(
     pieces: &mut [[u8; BLOCK]],
     out: &mut [f32],
 ) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::planes_tables(planes, tables, input, pieces, out) };
-    }
-    let _ = (simd, planes, tables, input, pieces, out);
+    by_avx512!(simd, planes_tables(planes, tables, input, pieces, out));
     false
 }
 
@@ -319,12 +308,7 @@ pub(crate) fn planes_halves(
     input: &Input<'_>,
     out: &mut [f32],
 ) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::planes_halves(planes, tables, input, out) };
-    }
-    let _ = (simd, planes, tables, input, out);
+    by_avx512!(simd, planes_halves(planes, tables, input, out));
     false
 }
 
@@ -336,12 +320,7 @@ pub(crate) fn planes_decode(
     cols: usize,
     out: &mut [f32],
 ) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if simd.0 == Isa::Avx512 {
-        // SAFETY: `Simd::new` has seen that this machine has all that `Isa::Avx512` stands for.
-        return unsafe { avx512::planes_decode(planes, tables, cols, out) };
-    }
-    let _ = (simd, planes, tables, cols, out);
+    by_avx512!(simd, planes_decode(planes, tables, cols, out));
     false
 }
 
