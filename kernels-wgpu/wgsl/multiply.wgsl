@@ -173,7 +173,8 @@ fn main(
     var seen = vec4<f32>(0.0);
 #end
 #if M == 1 && SHARES > QUADS
-    // Loops end at their end: what a break leaves out, a processor that runs shaders may run for nothing.
+    // Loops end at their end: what a break leaves out, a processor that runs shaders may run for nothing. There is
+    // at least one step.
     var step = 0u;
     loop {
       let seen = x[looks_at + step * ${QUADS}u];
