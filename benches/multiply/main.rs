@@ -23,7 +23,7 @@ use cmf_format::encoding::View;
 use cmf_kernels_cpu::{Activations, Isa, Linear, Precision, Scratch, awake};
 use cmf_loader::{Backend, Budget, Model, OpenOptions};
 use common::{Grouped, Numbers, Parts, Result, Trellis};
-use ggml::{Ggml, Type};
+use ggml::{Ggml, Product, Type};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::path::PathBuf;
@@ -47,6 +47,10 @@ struct Args {
     /// mapped file
     #[arg(long)]
     owned: bool,
+    /// As many matrices of a shape as take so many megabytes, each read once before any is read again, as in a
+    /// model: with 200 they come from memory, and not from a cache
+    #[arg(long, default_value_t = 0)]
+    megabytes: usize,
     /// Rows whose name holds this
     #[arg(long, default_value = "")]
     only: String,
@@ -112,9 +116,10 @@ fn print(args: &Args) -> Result {
     let ggml = Ggml::load(&args.folder)?;
     ggml.threads(args.threads);
     println!(
-        "{:?}, threads {}, weights in {}, ggml in {}",
+        "{:?}, threads {}, {} megabytes of weights or one matrix in {}, ggml in {}",
         Isa::detect(),
         args.threads,
+        args.megabytes,
         if args.owned { "memory of the process" } else { "the mapped file" },
         ggml.places().collect::<Vec<_>>().join(", ")
     );
@@ -199,17 +204,26 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
     let terms = nodes.into_iter().map(|node| (0, 0, node)).collect();
     let bytes = Parts { terms, ..Parts::default() }.archive(rows, cols)?;
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("w.cmf");
-    std::fs::write(&path, bytes)?;
-    let backend = if args.owned { Backend::Pread } else { Backend::Mmap };
-    let model = Model::open_with(&path, &OpenOptions { backend, ..OpenOptions::default() })?;
-    let _resident = model.resident(Budget::Maximum)?;
-    let matrix = model.archive().tensor("w").and_then(|w| w.matrices().next()).ok_or("no matrix")?;
-    let linear = Linear::new(MatrixView::open(&matrix, u16::MAX)?, Isa::detect())?;
+    let copies = (args.megabytes * 1_000_000).div_ceil(packed).max(1);
+    let models = (0..copies).map(|copy| {
+        let path = folder.path().join(format!("{copy}.cmf"));
+        std::fs::write(&path, &bytes)?;
+        let backend = if args.owned { Backend::Pread } else { Backend::Mmap };
+        Ok(Model::open_with(&path, &OpenOptions { backend, ..OpenOptions::default() })?)
+    });
+    let models: Vec<Model> = models.collect::<Result<_>>()?;
+    let held = models.iter().map(|model| model.resident(Budget::Maximum));
+    let _held: Vec<_> = held.collect::<Result<_, _>>()?;
+    let linears = models.iter().map(|model| {
+        let matrix = model.archive().tensor("w").and_then(|w| w.matrices().next()).ok_or("no matrix")?;
+        Ok(Linear::new(MatrixView::open(&matrix, u16::MAX)?, Isa::detect())?)
+    });
+    let linears: Vec<Linear<'_>> = linears.collect::<Result<_>>()?;
     let x = numbers.values(batch * cols, 1.0);
     let mut stored = Vec::new();
-    linear.view().terms().for_each(|(_, _, view)| pieces(view, &mut stored));
-    if stored.iter().map(|piece| piece.len()).sum::<usize>() != packed {
+    let terms = linears.iter().flat_map(|linear| linear.view().terms());
+    terms.for_each(|(_, _, view)| pieces(view, &mut stored));
+    if stored.iter().map(|piece| piece.len()).sum::<usize>() != packed * copies {
         return Err("some stored bytes are not read".into());
     }
     let lines: Vec<&[u8]> = stored.iter().flat_map(|piece| piece.chunks(1 << 12)).collect();
@@ -219,22 +233,26 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
     // ggml is not asked whether a place takes a type, and crashes where it does not.
     let places = args.places.iter().filter(|place| !(peer == "q8_0" && *place == "CPU_REPACK"));
     let products = places.map(|place| {
-        let product = ggml.product(kind, place, &weights, &x, cols)?;
-        Ok(product.map(|product| (place.clone(), product)))
+        let products = (0..copies).map(|_| ggml.product(kind, place, &weights, &x, cols));
+        let products = products.collect::<Result<Option<Vec<_>>>>()?;
+        Ok(products.map(|products| (place.clone(), products)))
     });
     let products: Vec<_> = products.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let tensor = Tensor::from_vec(weights, (rows, cols), &Device::Cpu)?;
-    let candle = QMatMul::from_qtensor(QTensor::quantize(&tensor, candle_type)?)?;
+    let candle = (0..copies).map(|_| QMatMul::from_qtensor(QTensor::quantize(&tensor, candle_type)?));
+    let candle: Vec<QMatMul> = candle.collect::<Result<_, _>>()?;
     drop(tensor);
     let candle_x = Tensor::from_slice(&x, (batch, cols), &Device::Cpu)?;
-    agree(&products, &candle.forward(&candle_x)?.flatten_all()?.to_vec1()?)?;
+    agree(&products, &candle[0].forward(&candle_x)?.flatten_all()?.to_vec1()?)?;
 
     let (mut activations, mut scratch, mut y) = (Activations::new(), Scratch::new(), vec![0.0; batch * rows]);
     let mut sides = vec![
         own(|| {
-            let transforms = linear.view().input_transforms();
-            activations.load(&x, cols, transforms, Precision::Fast, linear.isa())?;
-            Ok(linear.multiply(&activations, black_box(&mut y), &mut scratch)?)
+            linears.iter().try_for_each(|linear| {
+                let transforms = linear.view().input_transforms();
+                activations.load(&x, cols, transforms, Precision::Fast, linear.isa())?;
+                Ok(linear.multiply(&activations, black_box(&mut y), &mut scratch)?)
+            })
         }),
         own(|| {
             let part = lines.len().div_ceil(rayon::current_num_threads()).max(1);
@@ -244,27 +262,30 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
             Ok(())
         }),
     ];
-    sides.extend(products.iter().map(|(_, product)| other(|| product.run())));
+    sides.extend(products.iter().map(|(_, products)| other(|| products.iter().try_for_each(Product::run))));
     rounds(&mut sides, args)?;
     // candle's threads linger for longer: it has rounds of its own.
     let mut alone = [other(|| {
-        black_box(candle.forward(&candle_x)?);
-        Ok(())
+        candle.iter().try_for_each(|candle| {
+            black_box(candle.forward(&candle_x)?);
+            Ok(())
+        })
     })];
     rounds(&mut alone, args)?;
     let candle = alone[0].best;
+    let (weights, packed) = (rows * cols * copies, packed * copies);
     let best: Vec<f64> = sides.iter().map(|side| side.best).collect();
     drop(sides);
     let [ours, read, ref peers @ ..] = best[..] else { return Ok(()) };
     let peer_best = peers.iter().copied().fold(f64::INFINITY, f64::min);
-    let flops = |seconds: f64| format!("{:.0}", 2.0 * (rows * cols * batch) as f64 / seconds / 1e9);
+    let flops = |seconds: f64| format!("{:.0}", 2.0 * (weights * batch) as f64 / seconds / 1e9);
     let by_place: Vec<_> =
         products.iter().zip(peers).map(|((place, _), s)| format!("{peer} {place} {}", flops(*s))).collect();
     println!(
         "{:34} {:>11} {batch:>5} {:>9.2} {:>11.2} | {:>8.2} {:>8.2} {:>8.2} | {}, {}, {}",
         case.name,
         format!("{rows}x{cols}"),
-        (rows * cols) as f64 / ours / 1e9,
+        weights as f64 / ours / 1e9,
         packed as f64 / ours / 1e9,
         read / ours,
         peer_best / ours,
@@ -294,9 +315,9 @@ fn rounds(sides: &mut [Side<'_>], args: &Args) -> Result {
 }
 
 /// The peers' products of the same weights are the same but for their roundings.
-fn agree(products: &[(String, ggml::Product<'_>)], candle: &[f32]) -> Result {
+fn agree(products: &[(String, Vec<Product<'_>>)], candle: &[f32]) -> Result {
     let size = candle.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-    for (place, product) in products {
+    for (place, product) in products.iter().flat_map(|(place, all)| all.iter().map(move |one| (place, one))) {
         product.run()?;
         let values = product.values()?;
         let error: f64 = values.iter().zip(candle).map(|(a, b)| f64::from(a - b).powi(2)).sum();

@@ -10,7 +10,7 @@ pub(crate) const GRANULE: usize = 16;
 pub(crate) const GRANULES: usize = BLOCK / GRANULE;
 
 /// Vectors that are prepared of a token for each 8 blocks, where there are few tokens.
-pub(crate) const PREPARED: usize = 10;
+pub(crate) const PREPARED: usize = 11;
 
 /// What a code means before zero and scale.
 #[derive(Clone, Copy, Debug)]

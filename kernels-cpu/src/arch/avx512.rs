@@ -30,7 +30,6 @@ macro_rules! four {
 }
 
 mod few;
-mod folded;
 mod listed;
 mod memory;
 mod planes;

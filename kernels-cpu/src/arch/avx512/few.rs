@@ -1,9 +1,12 @@
-//! Few tokens by rows of codes whose scales lie as [`super::scales`] reads them: 16 groups of 32 columns of
-//! four rows at a time.
+//! Few tokens by rows of codes whose scales lie as [`super::scales`] reads them: 16 groups of 32 columns at a
+//! time, row after row, so that what comes from memory comes in order.
 //!
 //! A product of codes and activations is a sum of integers for each four or eight columns, times the scale of
 //! their group, times that of their activations. What zero points add is the sum of a group's activations,
 //! times a value of the group.
+//!
+//! Sums are folded into one vector, which has those of 16 groups, before they meet scales: fewer instructions and
+//! loads than for each piece. Scales come in the order into which that puts the groups.
 
 use core::arch::x86_64::*;
 
@@ -15,31 +18,23 @@ use crate::operands::{PREPARED, Twice};
 /// Blocks of 16 groups.
 pub(super) const BLOCKS: usize = 8;
 
-/// Rows that are worked on at a time: they share what is read of the activations, and the loop around.
-pub(super) const ROWS: usize = 4;
+/// Rows whose lanes are added at a time.
+const ROWS: usize = 4;
 
-/// Some rows of a matrix: the first one, and how many follow it, of which at most three count.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    first: usize,
-    more: usize,
-}
+/// Bits of codes whose products [`narrow`] adds.
+const MOST_NARROW_BITS: usize = 5;
 
-impl Rows {
-    pub(super) fn new(first: usize, more: usize) -> Self {
-        Self { first, more }
-    }
+/// Bytes between lines that are asked for, where a row takes about as long to come as to be multiplied with, and
+/// where it takes longer to be multiplied with: what the processor asks for itself is then too late.
+const FAST_APART: usize = 256;
+const SLOW_APART: usize = 64;
 
-    /// Where the four rows begin, `stride` apart. The last one stands in for those that are missing.
-    #[inline(always)]
-    pub(super) fn starts(self, stride: usize) -> [usize; ROWS] {
-        let first = self.first * stride;
-        match self.more {
-            3.. => [first, first + stride, first + 2 * stride, first + 3 * stride],
-            more => four!(r => first + stride * more.min(r)),
-        }
-    }
-}
+/// Of 16 groups of a row, their scales, and perhaps what is added to each column.
+type Values = (__m512, Option<__m512>);
+
+/// What is prepared of a token for 16 groups: the scale of each group's activations, their sum, and what is taken
+/// off sums of products, integers in the place of floats: first folded, or else for each piece.
+type Prepared = [[f32; 16]; PREPARED];
 
 /// Rows whose scales are f16. Gives whether that was done. `prepared` has [`PREPARED`] vectors for each 8
 /// blocks.
@@ -51,13 +46,13 @@ pub(in crate::arch) fn fast_stored(
     out: &mut [f32],
 ) -> bool {
     let (Some(height), Some(stored)) = (height(codes, input, out), codes.stored) else { return false };
-    if folded::fast(codes, input, height, prepared, out) {
-        return true;
-    }
-    let Some(scales) = Halves::new(stored, height, codes.blocks) else { return false };
-    by_width(codes, input, prepared, out, |rows, i, is_last| {
-        // SAFETY: `by_width` asks for rows below `height` and for all of their blocks.
-        (unsafe { scales.sixteen(rows, i, is_last) }, None)
+    let order = order(codes, input);
+    let Some(scales) = Halves::new(stored, height, codes.blocks, &order) else { return false };
+    let is_whole = scales.is_whole();
+    by_width::<FAST_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
+        // SAFETY: `by_width` asks for rows below `height` and for all of their blocks, and says which are the last
+        // unless all are whole.
+        (unsafe { scales.sixteen(row, i, is_last) }, None)
     })
 }
 
@@ -71,17 +66,20 @@ pub(in crate::arch) fn fast_twice(
 ) -> bool {
     let codes = &rows.codes;
     let Some(height) = height(codes, input, out) else { return false };
-    let Some(scales) = Decoder::new(&rows.scale, height, codes.blocks) else { return false };
+    let order = order(codes, input);
+    let Some(scales) = Decoder::new(&rows.scale, height, codes.blocks, &order) else { return false };
+    let is_whole = scales.is_whole();
     let Some(zero) = &rows.zero else {
-        return by_width(codes, input, prepared, out, |rows, i, is_last| {
+        return by_width::<SLOW_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
             // SAFETY: as in `fast_stored`.
-            (unsafe { scales.sixteen(rows, i, is_last) }, None)
+            (unsafe { scales.sixteen(row, i, is_last) }, None)
         });
     };
-    let Some(zeros) = Decoder::new(zero, height, codes.blocks) else { return false };
-    by_width(codes, input, prepared, out, |rows, i, is_last| {
+    let Some(zeros) = Decoder::new(zero, height, codes.blocks, &order) else { return false };
+    let is_whole = is_whole && zeros.is_whole();
+    by_width::<SLOW_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
         // SAFETY: as in `fast_stored`.
-        unsafe { (scales.sixteen(rows, i, is_last), Some(zeros.sixteen(rows, i, is_last))) }
+        unsafe { (scales.sixteen(row, i, is_last), Some(zeros.sixteen(row, i, is_last))) }
     })
 }
 
@@ -92,202 +90,252 @@ fn height(codes: &Codes<'_>, input: &Input<'_>, out: &[f32]) -> Option<usize> {
     (input.tokens < TILE && height.checked_mul(codes.row_bytes)? <= codes.bytes.len()).then_some(height)
 }
 
-/// Of 16 groups of four rows, their scales, and perhaps what is added to each column.
-type Values = ([__m512; ROWS], Option<[__m512; ROWS]>);
+/// Whether activations are multiplied with codes of two columns in a byte.
+#[inline]
+fn by_pairs(codes: &Codes<'_>, input: &Input<'_>) -> bool {
+    codes.bits == 4 && !input.halves.is_empty()
+}
+
+/// Of each lane of values of 16 groups, the group.
+#[inline]
+fn order(codes: &Codes<'_>, input: &Input<'_>) -> [usize; 16] {
+    if by_pairs(codes, input) { const { order_of(4) } } else { const { order_of(8) } }
+}
 
 /// All products, by the width of codes. Gives whether codes are what is wanted.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn by_width(
+fn by_width<const APART: usize>(
     codes: &Codes<'_>,
     input: &Input<'_>,
+    height: usize,
+    is_whole: bool,
     prepared: &mut [[f32; 16]],
     out: &mut [f32],
-    values: impl Fn(Rows, usize, bool) -> Values,
+    values: impl Fn(usize, usize, bool) -> Values,
 ) -> bool {
     let Map::Signed(offset) = codes.map else { return false };
     let less = _mm512_set1_epi8(offset.unsigned_abs() as u8 as i8);
-    let bits = codes.bits;
-    if bits == 4 && !input.halves.is_empty() {
+    let order = order(codes, input);
+    let products = Products { codes, height, is_whole, order, values };
+    if by_pairs(codes, input) {
         // Even columns are in the lower halves of bytes, odd ones in the upper halves.
         let low = _mm512_set1_epi8(15);
         let by_two = |sums, lower, upper, [even, odd]: &[[i8; BLOCK]; 2]| {
             let sums = _mm512_dpbusd_epi32(sums, lower, load_codes(even));
             _mm512_dpbusd_epi32(sums, upper, load_codes(odd))
         };
-        let add = |sums, bytes, q: &_| {
+        let product = |sums, bytes, q: &_| {
             let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
             by_two(sums, _mm512_and_si512(bytes, low), upper, q)
         };
         let taken = |q: &_| by_two(_mm512_setzero_si512(), less, less, q);
-        let products = Products { codes, bytes: 64, groups: groups::<4>(), values, add, taken };
-        products.all(input, |token| input.pairs(token).0, prepared, out);
+        let pieces = |token| input.pairs(token).0;
+        products.all::<_, 4, APART, true>(64, input, pieces, taken, product, prepared, out);
         return true;
     }
     let taken = |q: &_| _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(q));
     let pieces = |token| input.quantised(token);
-    if bits == 8 {
-        let add = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, bytes, load_codes(q));
-        let products = Products { codes, bytes: 64, groups: groups::<8>(), values, add, taken };
-        products.all(input, pieces, prepared, out);
-    } else {
-        let unpacker = Unpacker::new(bits);
-        let add = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, unpacker.spread(bytes), load_codes(q));
-        let products = Products { codes, bytes: 8 * bits, groups: groups::<8>(), values, add, taken };
-        products.all(input, pieces, prepared, out);
+    if codes.bits == 8 {
+        let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, bytes, load_codes(q));
+        products.all::<_, 8, APART, false>(64, input, pieces, taken, product, prepared, out);
+        return true;
+    }
+    let (unpacker, bytes) = (Unpacker::new(codes.bits), 8 * codes.bits);
+    let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, unpacker.spread(bytes), load_codes(q));
+    match codes.bits <= MOST_NARROW_BITS {
+        true => products.all::<_, 8, SLOW_APART, true>(bytes, input, pieces, taken, product, prepared, out),
+        false => products.all::<_, 8, SLOW_APART, false>(bytes, input, pieces, taken, product, prepared, out),
     }
     true
 }
 
-/// Of each of `P` pieces of 16 groups, the group of each lane.
+/// Of each of `P` pieces of 16 groups, where the values of the group of each lane lie in `order`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn groups<const P: usize>() -> [__m512i; P] {
-    let lanes: [i32; 16] = core::array::from_fn(|lane| (lane / P) as i32);
-    // SAFETY: the array has the 16 values that are read.
-    let first = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
-    core::array::from_fn(|piece| _mm512_add_epi32(first, _mm512_set1_epi32((piece * 16 / P) as i32)))
+fn groups<const P: usize>(order: &[usize; 16]) -> [__m512i; P] {
+    let mut groups = [_mm512_setzero_si512(); P];
+    for (piece, groups) in groups.iter_mut().enumerate() {
+        let place = |lane: usize| order.iter().position(|group| *group == (16 * piece + lane) / P);
+        let lanes: [i32; 16] = core::array::from_fn(|lane| place(lane).unwrap_or(0) as i32);
+        // SAFETY: the array has the 16 values that are read.
+        *groups = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
+    }
+    groups
 }
 
-/// How rows are multiplied with. Activations come in pieces of one or two blocks, `P` for 16 groups.
-struct Products<'k, V, A, T, const P: usize> {
+/// The sums of each four lanes of four vectors: in each four lanes those of the first, second, third and fourth.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn wide([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let [ab, cd] = [pairs(a, b), pairs(c, d)];
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+}
+
+/// [`wide`] where each lane and each sum of two fits 16 bits, as those of four products with codes of 5 bits and
+/// of eight with codes of 4 bits do: 8 * 31 * 128 and 16 * 15 * 128.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn narrow([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    let ones = _mm512_set1_epi16(1);
+    let pairs = |a, b| _mm512_madd_epi16(_mm512_packs_epi32(a, b), ones);
+    pairs(pairs(a, b), pairs(c, d))
+}
+
+/// The sums of `P` pieces, 4 or 8, as those of 16 groups, in [`order_of`], where `four` makes them of four.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn folded<const P: usize>(sums: [__m512i; P], four: impl Fn([__m512i; 4]) -> __m512i) -> __m512i {
+    match *sums.as_chunks().0 {
+        [first] => four(first),
+        [first, second] => {
+            let [a, b] = [four(first), four(second)];
+            // Sums of two quarters: the even groups and the odd ones of the first, then of the second.
+            let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+            _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b))
+        }
+        _ => _mm512_setzero_si512(),
+    }
+}
+
+/// The groups of the 16 sums that come of `pieces` pieces, 4 or 8, by [`folded`].
+const fn order_of(pieces: usize) -> [usize; 16] {
+    let (mut order, mut lane) = ([0; 16], 0);
+    while lane < 16 {
+        let (quarter, piece) = (lane / 4, lane % 4);
+        order[lane] =
+            if pieces == 4 { 4 * piece + quarter } else { 2 * (piece + quarter / 2 * 4) + quarter % 2 };
+        lane += 1;
+    }
+    order
+}
+
+/// How rows are multiplied with.
+struct Products<'k, V> {
     codes: &'k Codes<'k>,
-    /// Bytes of a row's codes for a piece.
-    bytes: usize,
-    /// Of each piece, the group of each lane of its sums.
-    groups: [__m512i; P],
+    /// Rows, all of whose codes are there.
+    height: usize,
+    /// Whether the last 16 groups of a row have as many values as all others.
+    is_whole: bool,
+    /// Of each lane of values, the group.
+    order: [usize; 16],
+    /// Of 16 groups of a row, by row and number, and by whether they are the last.
     values: V,
-    /// Adds products of codes and activations of a piece to sums.
-    add: A,
-    /// What is taken off such sums, as codes have an offset.
-    taken: T,
 }
 
-impl<V: Fn(Rows, usize, bool) -> Values, A, T, const P: usize> Products<'_, V, A, T, P> {
+impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
+    /// Adds all products. Activations come in pieces of one or two blocks, `P` for 16 groups, of which a row has
+    /// `bytes` bytes each. `product` adds products of codes and activations of a piece to sums, from which `taken` is
+    /// to be taken, as codes have an offset; whether codes are `NARROW` says how sums are folded.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-    fn all<'q, Q: 'q>(
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+    fn all<'q, Q: 'q, const P: usize, const APART: usize, const NARROW: bool>(
         &self,
+        bytes: usize,
         input: &Input<'_>,
         pieces: impl Fn(usize) -> &'q [Q],
+        taken: impl Fn(&Q) -> __m512i,
+        product: impl Fn(__m512i, __m512i, &Q) -> __m512i,
         prepared: &mut [[f32; 16]],
         out: &mut [f32],
-    ) where
-        A: Fn(__m512i, __m512i, &Q) -> __m512i,
-        T: Fn(&Q) -> __m512i,
-    {
-        let height = self.codes.rows.min(out.len() / input.tokens.max(1));
-        let prepared = prepared.as_chunks_mut::<PREPARED>().0;
-        let sixteens = self.codes.blocks.div_ceil(BLOCKS).min(prepared.len());
-        let (prepared, _) = prepared.split_at_mut(sixteens);
+    ) {
+        let groups = groups::<P>(&self.order);
+        let fold =
+            |sums| if NARROW { folded(sums, |sums| narrow(sums)) } else { folded(sums, |sums| wide(sums)) };
+        let row_bytes = self.codes.row_bytes;
+        let sixteens = self.codes.blocks.div_ceil(BLOCKS);
+        // The last are as the others if all of them are there.
+        let is_whole = self.is_whole && row_bytes == sixteens * P * bytes;
+        let count = sixteens.saturating_sub(usize::from(!is_whole));
+        let used = u64::MAX >> (64 - bytes);
+        let prepared = prepared.as_chunks_mut().0;
         for token in 0..input.tokens {
-            self.prepare(input, token, pieces(token), prepared);
+            let pieces = pieces(token);
+            self.prepare::<_, P>(input, token, pieces, &taken, prepared);
+            let (prepared, after) = prepared.split_at(count.min(prepared.len()));
+            let (whole, rest) = pieces.split_at((count * P).min(pieces.len()));
+            let whole = whole.as_chunks::<P>().0;
             let of_token = out.get_mut(token..).unwrap_or(&mut []);
-            let mut outs = of_token.iter_mut().step_by(input.tokens).take(height);
-            for first in (0..height).step_by(ROWS) {
-                let rows = Rows::new(first, height - 1 - first);
-                // SAFETY: `first` is below `height`, for which all bytes were found to be there.
-                let sums = unsafe { self.four(rows, pieces(token), prepared) };
-                sums.into_iter().zip(&mut outs).for_each(|(sum, out)| *out += sum);
+            let mut outs = of_token.iter_mut().step_by(input.tokens).take(self.height);
+            for first in (0..self.height).step_by(ROWS) {
+                let mut of_rows = [_mm512_setzero_ps(); ROWS];
+                for (of_row, row) in of_rows.iter_mut().zip(first..self.height) {
+                    let mut own = self.codes.bytes.as_ptr().wrapping_add(row * row_bytes);
+                    let mut lanes = _mm512_setzero_ps();
+                    for (i, (pieces, prepared)) in whole.iter().zip(prepared).enumerate() {
+                        ask_ahead::<APART>(own, P * bytes);
+                        let (of_groups, zeros) = (self.values)(row, i, false);
+                        let [scales, sums, taken, ..] = prepared;
+                        if let Some(zeros) = zeros {
+                            lanes = _mm512_fmadd_ps(zeros, load_floats(sums), lanes);
+                        }
+                        let mut sums = [_mm512_setzero_si512(); P];
+                        for (p, (sums, piece)) in sums.iter_mut().zip(pieces).enumerate() {
+                            // SAFETY: the mask has the bytes of piece `p`: `row` is below `height`, for which all
+                            // bytes are there, and these are not the last, or are whole.
+                            let codes =
+                                unsafe { _mm512_maskz_loadu_epi8(used, own.wrapping_add(p * bytes).cast()) };
+                            *sums = product(*sums, codes, piece);
+                        }
+                        let sums = _mm512_add_epi32(fold(sums), _mm512_castps_si512(load_floats(taken)));
+                        let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
+                        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_groups, lanes);
+                        own = own.wrapping_add(P * bytes);
+                    }
+                    if let Some([scales, sums, _, taken @ ..]) = after.first() {
+                        let (of_groups, zeros) = (self.values)(row, count, true);
+                        if let Some(zeros) = zeros {
+                            lanes = _mm512_fmadd_ps(zeros, load_floats(sums), lanes);
+                        }
+                        let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
+                        let mut left = row_bytes - count * P * bytes;
+                        for ((piece, taken), groups) in rest.iter().zip(taken).zip(groups) {
+                            let used = u64::MAX.checked_shr(64 - left.min(bytes) as u32).unwrap_or(0);
+                            // SAFETY: the mask has those of the bytes of the piece that the row has.
+                            let codes = unsafe { _mm512_maskz_loadu_epi8(used, own.cast()) };
+                            let sums = product(_mm512_castps_si512(load_floats(taken)), codes, piece);
+                            let of_lanes = _mm512_permutexvar_ps(groups, of_groups);
+                            lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_lanes, lanes);
+                            own = own.wrapping_add(bytes);
+                            left = left.saturating_sub(bytes);
+                        }
+                    }
+                    *of_row = lanes;
+                }
+                sums_of_four(of_rows).into_iter().zip(&mut outs).for_each(|(sum, out)| *out += sum);
             }
         }
     }
 
-    /// Prepares, of 16 groups: the scale of each group's activations, their sum, and for each piece what is
-    /// taken off its sums, integers in the place of floats.
+    /// Prepares what all rows need of a token.
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn prepare<Q>(
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn prepare<Q, const P: usize>(
         &self,
         input: &Input<'_>,
         token: usize,
         pieces: &[Q],
-        prepared: &mut [[[f32; 16]; PREPARED]],
-    ) where
-        T: Fn(&Q) -> __m512i,
-    {
+        taken: &impl Fn(&Q) -> __m512i,
+        prepared: &mut [Prepared],
+    ) {
         let blocks = input.granule_sums(token).chunks(BLOCKS).zip(input.scales(token).chunks(BLOCKS));
-        for ((prepared, pieces), (blocks, of_blocks)) in prepared.iter_mut().zip(pieces.chunks(P)).zip(blocks)
+        for ((prepared, pieces), (sums_of, scales_of)) in
+            prepared.iter_mut().zip(pieces.chunks(P)).zip(blocks)
         {
-            let [scales, sums, taken @ ..] = prepared;
-            (*scales, *sums) = ([0.0; 16], [0.0; 16]);
-            scales.as_chunks_mut::<2>().0.iter_mut().zip(of_blocks).for_each(|(two, one)| *two = [*one; 2]);
-            let pairs = blocks.as_flattened().as_chunks::<2>().0;
-            sums.iter_mut().zip(pairs).for_each(|(sum, [a, b])| *sum = a + b);
-            for (taken, piece) in taken.iter_mut().zip(pieces) {
-                let less = _mm512_sub_epi32(_mm512_setzero_si512(), (self.taken)(piece));
-                store_floats(_mm512_castsi512_ps(less), taken);
+            let [scales, sums, folded_off, off @ ..] = prepared;
+            let granules = sums_of.as_flattened().as_chunks::<2>().0;
+            for ((scale, sum), group) in scales.iter_mut().zip(sums).zip(self.order) {
+                *scale = scales_of.get(group / 2).copied().unwrap_or(0.0);
+                *sum = granules.get(group).map_or(0.0, |[a, b]| a + b);
             }
+            let mut less = [_mm512_setzero_si512(); P];
+            for (less, piece) in less.iter_mut().zip(pieces) {
+                *less = _mm512_sub_epi32(*less, taken(piece));
+            }
+            off.iter_mut().zip(less).for_each(|(off, less)| store_floats(_mm512_castsi512_ps(less), off));
+            store_floats(_mm512_castsi512_ps(folded(less, |sums| wide(sums))), folded_off);
         }
-    }
-
-    /// Products of four rows.
-    ///
-    /// # Safety
-    /// All bytes of the rows are there.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-    unsafe fn four<Q>(&self, rows: Rows, pieces: &[Q], prepared: &[[[f32; 16]; PREPARED]]) -> [f32; ROWS]
-    where
-        A: Fn(__m512i, __m512i, &Q) -> __m512i,
-    {
-        let mut lanes = [_mm512_setzero_ps(); ROWS];
-        let starts = rows.starts(self.codes.row_bytes);
-        // The next piece of each row, and the bytes that a row has from there on.
-        let mut own = four!(r => self.codes.bytes.as_ptr().wrapping_add(starts[r]));
-        let mut left = self.codes.row_bytes;
-        // The next rows are asked for line after line, while these are read beside each other: memory is
-        // fastest in order.
-        let mut ahead = own[0].wrapping_add(distance(self.codes.row_bytes));
-        let used = u64::MAX >> (64 - self.bytes);
-        for (i, (pieces, [scales, sums, taken @ ..])) in pieces.chunks(P).zip(prepared).enumerate() {
-            let (of_rows, zeros) = (self.values)(rows, i, i + 1 == prepared.len());
-            if let Some(zeros) = zeros {
-                let sums = load_floats(sums);
-                lanes = four!(r => _mm512_fmadd_ps(zeros[r], sums, lanes[r]));
-            }
-            let scales = load_floats(scales);
-            let of_rows = four!(r => _mm512_mul_ps(of_rows[r], scales));
-            let (whole, rest) = pieces.split_at(pieces.len().min(left / self.bytes));
-            let prepared = taken.iter().zip(&self.groups);
-            for (piece, prepared) in whole.iter().zip(prepared.clone()) {
-                // SAFETY: the caller says that the rows are there, and they have these bytes more.
-                let bytes = four!(r => unsafe { _mm512_maskz_loadu_epi8(used, own[r].cast()) });
-                four!(r => _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(self.bytes * r).cast()));
-                ahead = ahead.wrapping_add(self.bytes * ROWS);
-                lanes = self.piece(bytes, piece, prepared, of_rows, lanes);
-                own = four!(r => own[r].wrapping_add(self.bytes));
-                left -= self.bytes;
-            }
-            for (piece, prepared) in rest.iter().zip(prepared.skip(whole.len())).take(1) {
-                four!(r => _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(left * r).cast()));
-                let used = (1 << left) - 1;
-                // SAFETY: the mask has as many bytes as the rows have.
-                let bytes = four!(r => unsafe { _mm512_maskz_loadu_epi8(used, own[r].cast()) });
-                lanes = self.piece(bytes, piece, prepared, of_rows, lanes);
-            }
-        }
-        sums_of_four(lanes)
-    }
-
-    /// Adds the products of a piece of four rows.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-    fn piece<Q>(
-        &self,
-        bytes: [__m512i; ROWS],
-        piece: &Q,
-        (taken, groups): (&[f32; 16], &__m512i),
-        of_rows: [__m512; ROWS],
-        lanes: [__m512; ROWS],
-    ) -> [__m512; ROWS]
-    where
-        A: Fn(__m512i, __m512i, &Q) -> __m512i,
-    {
-        let taken = _mm512_castps_si512(load_floats(taken));
-        four!(r => {
-            let sums = _mm512_cvtepi32_ps((self.add)(taken, bytes[r], piece));
-            _mm512_fmadd_ps(sums, _mm512_permutexvar_ps(*groups, of_rows[r]), lanes[r])
-        })
     }
 }
