@@ -74,9 +74,15 @@ const CASES: &[Case] = &[
     Case { name: "grouped 4 bits, groups of 64", make: |r, c, n| grouped(4, 64, r, c, n), peer: Q4 },
     Case { name: "grouped 8 bits, groups of 32", make: |r, c, n| grouped(8, 32, r, c, n), peer: Q8 },
     Case { name: "grouped 8 bits, groups of 64", make: |r, c, n| grouped(8, 64, r, c, n), peer: Q8 },
+    Case { name: "trellis 2 bits, windows of 6", make: |r, c, n| trellis(6, false, 1, r, c, n), peer: Q4 },
     Case { name: "trellis 2 bits, windows of 8", make: |r, c, n| trellis(8, false, 1, r, c, n), peer: Q4 },
     Case { name: "trellis 2 bits, windows of 10", make: |r, c, n| trellis(10, false, 1, r, c, n), peer: Q4 },
     Case { name: "trellis 2 bits, hashed of 12", make: |r, c, n| trellis(12, true, 1, r, c, n), peer: Q4 },
+    Case {
+        name: "trellis 2 + 2 bits, windows of 6",
+        make: |r, c, n| trellis(6, false, 2, r, c, n),
+        peer: Q4,
+    },
     Case {
         name: "trellis 2 + 2 bits, windows of 8",
         make: |r, c, n| trellis(8, false, 2, r, c, n),

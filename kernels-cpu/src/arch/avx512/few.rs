@@ -24,11 +24,6 @@ const ROWS: usize = 4;
 /// Bits of codes whose products [`narrow`] adds.
 const MOST_NARROW_BITS: usize = 5;
 
-/// Bytes between lines that are asked for, where a row takes about as long to come as to be multiplied with, and
-/// where it takes longer to be multiplied with: what the processor asks for itself is then too late.
-const FAST_APART: usize = 256;
-const SLOW_APART: usize = 64;
-
 /// Of 16 groups of a row, their scales, and perhaps what is added to each column.
 type Values = (__m512, Option<__m512>);
 
@@ -49,7 +44,7 @@ pub(in crate::arch) fn fast_stored(
     let order = order(codes, input);
     let Some(scales) = Halves::new(stored, height, codes.blocks, &order) else { return false };
     let is_whole = scales.is_whole();
-    by_width::<FAST_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
+    by_width::<false>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
         // SAFETY: `by_width` asks for rows below `height` and for all of their blocks, and says which are the last
         // unless all are whole.
         (unsafe { scales.sixteen(row, i, is_last) }, None)
@@ -70,14 +65,14 @@ pub(in crate::arch) fn fast_twice(
     let Some(scales) = Decoder::new(&rows.scale, height, codes.blocks, &order) else { return false };
     let is_whole = scales.is_whole();
     let Some(zero) = &rows.zero else {
-        return by_width::<SLOW_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
+        return by_width::<true>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
             // SAFETY: as in `fast_stored`.
             (unsafe { scales.sixteen(row, i, is_last) }, None)
         });
     };
     let Some(zeros) = Decoder::new(zero, height, codes.blocks, &order) else { return false };
     let is_whole = is_whole && zeros.is_whole();
-    by_width::<SLOW_APART>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
+    by_width::<true>(codes, input, height, is_whole, prepared, out, |row, i, is_last| {
         // SAFETY: as in `fast_stored`.
         unsafe { (scales.sixteen(row, i, is_last), Some(zeros.sixteen(row, i, is_last))) }
     })
@@ -102,10 +97,11 @@ fn order(codes: &Codes<'_>, input: &Input<'_>) -> [usize; 16] {
     if by_pairs(codes, input) { const { order_of(4) } } else { const { order_of(8) } }
 }
 
-/// All products, by the width of codes. Gives whether codes are what is wanted.
+/// All products, by the width of codes. Gives whether codes are what is wanted. `SLOW` says that values take long,
+/// as [`ask_ahead`] wants to know.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn by_width<const APART: usize>(
+fn by_width<const SLOW: bool>(
     codes: &Codes<'_>,
     input: &Input<'_>,
     height: usize,
@@ -131,21 +127,21 @@ fn by_width<const APART: usize>(
         };
         let taken = |q: &_| by_two(_mm512_setzero_si512(), less, less, q);
         let pieces = |token| input.pairs(token).0;
-        products.all::<_, 4, APART, true>(64, input, pieces, taken, product, prepared, out);
+        products.all::<_, 4, SLOW, true>(64, input, pieces, taken, product, prepared, out);
         return true;
     }
     let taken = |q: &_| _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(q));
     let pieces = |token| input.quantised(token);
     if codes.bits == 8 {
         let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, bytes, load_codes(q));
-        products.all::<_, 8, APART, false>(64, input, pieces, taken, product, prepared, out);
+        products.all::<_, 8, SLOW, false>(64, input, pieces, taken, product, prepared, out);
         return true;
     }
     let (unpacker, bytes) = (Unpacker::new(codes.bits), 8 * codes.bits);
     let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, unpacker.spread(bytes), load_codes(q));
     match codes.bits <= MOST_NARROW_BITS {
-        true => products.all::<_, 8, SLOW_APART, true>(bytes, input, pieces, taken, product, prepared, out),
-        false => products.all::<_, 8, SLOW_APART, false>(bytes, input, pieces, taken, product, prepared, out),
+        true => products.all::<_, 8, true, true>(bytes, input, pieces, taken, product, prepared, out),
+        false => products.all::<_, 8, true, false>(bytes, input, pieces, taken, product, prepared, out),
     }
     true
 }
@@ -231,7 +227,7 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
     #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-    fn all<'q, Q: 'q, const P: usize, const APART: usize, const NARROW: bool>(
+    fn all<'q, Q: 'q, const P: usize, const SLOW: bool, const NARROW: bool>(
         &self,
         bytes: usize,
         input: &Input<'_>,
@@ -265,7 +261,7 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                     let mut own = self.codes.bytes.as_ptr().wrapping_add(row * row_bytes);
                     let mut lanes = _mm512_setzero_ps();
                     for (i, (pieces, prepared)) in whole.iter().zip(prepared).enumerate() {
-                        ask_ahead::<APART>(own, P * bytes);
+                        ask_ahead::<SLOW>(own, P * bytes);
                         let (of_groups, zeros) = (self.values)(row, i, false);
                         let [scales, sums, taken, ..] = prepared;
                         if let Some(zeros) = zeros {

@@ -4,9 +4,6 @@ use core::arch::x86_64::*;
 
 use crate::operands::GRANULES;
 
-/// How far ahead lines are asked for: two pages.
-const AHEAD: usize = 8192;
-
 /// The first bytes of `bytes`, at most `most` and 64, and zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -35,14 +32,15 @@ pub(super) fn prefetch(bytes: &[u8], ahead: usize) {
     _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast());
 }
 
-/// Asks for lines `APART` bytes apart of what comes two pages after the `bytes` bytes from `from` on. What is read
-/// in order the processor asks for itself, but not beyond the end of a page: it goes on at once where the next page
-/// has begun to come.
+/// Asks for lines of what comes a page or two after the `bytes` bytes from `from` on. What is read in order the
+/// processor asks for itself, but not beyond the end of a page: it goes on at once where the next page has begun to
+/// come. Where bytes are `SLOW` to be multiplied with it asks too late, and all lines are asked for.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn ask_ahead<const APART: usize>(from: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(APART) {
-        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line + AHEAD).cast());
+pub(super) fn ask_ahead<const SLOW: bool>(from: *const u8, bytes: usize) {
+    let (ahead, apart) = const { if SLOW { (8192, 64) } else { (4096, 256) } };
+    for line in (0..bytes).step_by(apart) {
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line + ahead).cast());
     }
 }
 
