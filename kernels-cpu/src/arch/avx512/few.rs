@@ -97,8 +97,8 @@ fn order(codes: &Codes<'_>, input: &Input<'_>) -> [usize; 16] {
     if by_pairs(codes, input) { const { order_of(4) } } else { const { order_of(8) } }
 }
 
-/// All products, by the width of codes. Gives whether codes are what is wanted. `SLOW` says that values take long,
-/// as [`ask_ahead`] wants to know.
+/// All products, by the width of codes. Gives whether codes are what is wanted. `SLOW` says that values take long:
+/// the processor then asks for what comes next too late, and all lines are asked for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn by_width<const SLOW: bool>(
@@ -261,7 +261,10 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                     let mut own = self.codes.bytes.as_ptr().wrapping_add(row * row_bytes);
                     let mut lanes = _mm512_setzero_ps();
                     for (i, (pieces, prepared)) in whole.iter().zip(prepared).enumerate() {
-                        ask_ahead::<SLOW>(own, P * bytes);
+                        match SLOW && count > 1 {
+                            true => ask_ahead::<8192, 64>(own, P * bytes),
+                            false => ask_ahead::<4096, 256>(own, P * bytes),
+                        }
                         let (of_groups, zeros) = (self.values)(row, i, false);
                         let [scales, sums, taken, ..] = prepared;
                         if let Some(zeros) = zeros {

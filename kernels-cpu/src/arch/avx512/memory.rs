@@ -32,15 +32,14 @@ pub(super) fn prefetch(bytes: &[u8], ahead: usize) {
     _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast());
 }
 
-/// Asks for lines of what comes a page or two after the `bytes` bytes from `from` on. What is read in order the
-/// processor asks for itself, but not beyond the end of a page: it goes on at once where the next page has begun to
-/// come. Where bytes are `SLOW` to be multiplied with it asks too late, and all lines are asked for.
+/// Asks for lines `APART` bytes apart of what comes `AHEAD` bytes after the `bytes` bytes from `from` on. What is read
+/// in order the processor asks for itself, but not beyond the end of a page: it goes on at once where the next page
+/// has begun to come.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn ask_ahead<const SLOW: bool>(from: *const u8, bytes: usize) {
-    let (ahead, apart) = const { if SLOW { (8192, 64) } else { (4096, 256) } };
-    for line in (0..bytes).step_by(apart) {
-        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line + ahead).cast());
+pub(super) fn ask_ahead<const AHEAD: usize, const APART: usize>(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(APART) {
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line + AHEAD).cast());
     }
 }
 
