@@ -226,13 +226,15 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
     });
     let linears: Vec<Linear<'_>> = linears.collect::<Result<_>>()?;
     let x = numbers.values(batch * cols, 1.0);
-    let mut stored = Vec::new();
-    let terms = linears.iter().flat_map(|linear| linear.view().terms());
-    terms.for_each(|(_, _, view)| pieces(view, &mut stored));
-    if stored.iter().map(|piece| piece.len()).sum::<usize>() != packed * copies {
-        return Err("some stored bytes are not read".into());
-    }
-    let lines: Vec<&[u8]> = stored.iter().flat_map(|piece| piece.chunks(1 << 12)).collect();
+    let lines = linears.iter().map(|linear| {
+        let mut stored = Vec::new();
+        linear.view().terms().for_each(|(_, _, view)| pieces(view, &mut stored));
+        match stored.iter().map(|piece| piece.len()).sum::<usize>() == packed {
+            true => Ok(stored.iter().flat_map(|piece| piece.chunks(1 << 12)).collect()),
+            false => Err("some stored bytes are not read".into()),
+        }
+    });
+    let lines: Vec<Vec<&[u8]>> = lines.collect::<Result<_>>()?;
 
     let weights = numbers.values(rows * cols, 0.1);
     let (peer, kind, candle_type) = case.peer;
@@ -261,10 +263,12 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
             })
         }),
         own(|| {
-            let part = lines.len().div_ceil(rayon::current_num_threads()).max(1);
-            let parts =
-                lines.par_chunks(part).map(|lines| lines.iter().fold(0, |sum, line| sum ^ fold(line)));
-            black_box(parts.reduce(|| 0, |a, b| a ^ b));
+            for lines in &lines {
+                let part = lines.len().div_ceil(rayon::current_num_threads()).max(1);
+                let parts =
+                    lines.par_chunks(part).map(|lines| lines.iter().fold(0, |sum, line| sum ^ fold(line)));
+                black_box(parts.reduce(|| 0, |a, b| a ^ b));
+            }
             Ok(())
         }),
     ];

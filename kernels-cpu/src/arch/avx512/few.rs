@@ -253,8 +253,6 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
             let (prepared, after) = prepared.split_at(count.min(prepared.len()));
             let (whole, rest) = pieces.split_at((count * P).min(pieces.len()));
             let whole = whole.as_chunks::<P>().0;
-            let of_token = out.get_mut(token..).unwrap_or(&mut []);
-            let mut outs = of_token.iter_mut().step_by(input.tokens).take(self.height);
             for first in (0..self.height).step_by(ROWS) {
                 let mut of_rows = [_mm512_setzero_ps(); ROWS];
                 for (of_row, row) in of_rows.iter_mut().zip(first..self.height) {
@@ -303,7 +301,11 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                     }
                     *of_row = lanes;
                 }
-                sums_of_four(of_rows).into_iter().zip(&mut outs).for_each(|(sum, out)| *out += sum);
+                for (r, sum) in sums_of_four(of_rows).into_iter().enumerate() {
+                    if let Some(out) = out.get_mut((first + r) * input.tokens + token) {
+                        *out += sum;
+                    }
+                }
             }
         }
     }
