@@ -36,6 +36,7 @@ pub(crate) fn suite() -> Suite {
         row("in-memory-to-place", &[Goal::Ratio(0.8)], Peer::Place, Backend::Pread, false),
         row("in-memory-to-keep", &[Goal::Ratio(0.8)], Peer::Keep, Backend::Pread, false),
         row("in-memory-verified", &[], Peer::Read, Backend::Pread, true),
+        row("in-memory-verified-to-keep", &[Goal::Ratio(0.8)], Peer::Keep, Backend::Pread, true),
         row("in-memory-verified-to-hash", &[Goal::Ratio(0.8)], Peer::ReadHash, Backend::Pread, true),
     ];
     Suite { title, rows }

@@ -245,8 +245,10 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
         // The last are as the others if all of them are there.
         let is_whole = self.is_whole && row_bytes == sixteens * P * bytes;
         let count = sixteens.saturating_sub(usize::from(!is_whole));
+        let Some(rest_bytes) = row_bytes.checked_sub(count * P * bytes) else { return };
         let used = u64::MAX >> (64 - bytes);
         let prepared = prepared.as_chunks_mut().0;
+        let (prepared, _) = prepared.split_at_mut(sixteens.min(prepared.len()));
         for token in 0..input.tokens {
             let pieces = pieces(token);
             self.prepare::<_, P>(input, token, pieces, &taken, prepared);
@@ -271,7 +273,7 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                         let mut sums = [_mm512_setzero_si512(); P];
                         for (p, (sums, piece)) in sums.iter_mut().zip(pieces).enumerate() {
                             // SAFETY: the mask has the bytes of piece `p`: `row` is below `height`, for which all
-                            // bytes are there, and these are not the last, or are whole.
+                            // bytes are there, and a row has those of `count` times `P` pieces.
                             let codes =
                                 unsafe { _mm512_maskz_loadu_epi8(used, own.wrapping_add(p * bytes).cast()) };
                             *sums = product(*sums, codes, piece);
@@ -287,7 +289,7 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                             lanes = _mm512_fmadd_ps(zeros, load_floats(sums), lanes);
                         }
                         let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
-                        let mut left = row_bytes - count * P * bytes;
+                        let mut left = rest_bytes;
                         for ((piece, taken), groups) in rest.iter().zip(taken).zip(groups) {
                             let used = u64::MAX.checked_shr(64 - left.min(bytes) as u32).unwrap_or(0);
                             // SAFETY: the mask has those of the bytes of the piece that the row has.
