@@ -81,7 +81,7 @@ impl<'k> StoredScales<'k> {
 /// Scales or zero points that are codes, 16 of which have a scale of f16: values of rows of groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Small<'k> {
-    /// Bits of a code, to which `offset` is added.
+    /// Bits of a code, to which `offset` is added: the sum fits a signed byte for every code.
     pub(crate) bits: usize,
     pub(crate) offset: i16,
     /// From the first row on; rows lie `row_bytes` apart.
