@@ -5,8 +5,9 @@
 //! cargo run --release -p cmf-benches --features ggml --bin cmf-multiply -- FOLDER [OPTIONS]
 //! ```
 //!
-//! FOLDER has `libggml-base.so` and `libggml-cpu.so`. All sides of a row take turns; the fastest round
-//! of each counts. Ours includes loading activations, as the peers' do. Our threads are awake during a turn,
+//! FOLDER has `libggml-base.so` and `libggml-cpu.so`. All sides of a row take turns. Speeds are of each side's fastest
+//! round; shares of the read and of ggml are the middle ones of all rounds, in each of which the sides come right after
+//! each other, as other programs slow all of them alike for a while. Ours includes loading activations, as the peers' do. Our threads are awake during a turn,
 //! as they are during a pass through a model, and as the peers' are for a while after each product.
 
 #[path = "../../kernels-cpu/tests/common/mod.rs"]
@@ -145,12 +146,31 @@ fn print(args: &Args) -> Result {
     Ok(())
 }
 
-/// What is measured, with its fastest round: seconds of some runs, after others for as long as it is told.
+/// What is measured, with the seconds of its rounds: of some runs, after others for as long as it is told.
 struct Side<'s> {
     turn: Box<dyn FnMut(Duration) -> Result<f64> + 's>,
     /// Whether its threads look for more work at full speed for a while, at the cost of who comes next.
     lingers: bool,
-    best: f64,
+    rounds: Vec<f64>,
+}
+
+impl Side<'_> {
+    fn best(&self) -> f64 {
+        self.rounds.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// How many times as long as `ours` the fastest of `others` takes, in the middle one of all rounds.
+fn times<'s>(others: impl Iterator<Item = &'s Side<'s>> + Clone, ours: &Side<'_>) -> f64 {
+    let rounds = ours.rounds.iter().enumerate();
+    let mut ratios: Vec<f64> = rounds
+        .map(|(i, ours)| {
+            others.clone().filter_map(|other| other.rounds.get(i)).copied().fold(f64::INFINITY, f64::min)
+                / ours
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// How long ggml's threads do.
@@ -174,13 +194,13 @@ fn turn(warm_up: Duration, mut run: impl FnMut() -> Result) -> Result<f64> {
 }
 
 fn other<'s>(mut run: impl FnMut() -> Result + 's) -> Side<'s> {
-    Side { turn: Box::new(move |warm_up| turn(warm_up, &mut run)), lingers: true, best: f64::INFINITY }
+    Side { turn: Box::new(move |warm_up| turn(warm_up, &mut run)), lingers: true, rounds: Vec::new() }
 }
 
 /// By our threads, which stay awake.
 fn own<'s>(mut run: impl FnMut() -> Result + Send + 's) -> Side<'s> {
     let turn = move |warm_up| Ok(awake(|| turn(warm_up, &mut run).map_err(|e| e.to_string()))?);
-    Side { turn: Box::new(turn), lingers: false, best: f64::INFINITY }
+    Side { turn: Box::new(turn), lingers: false, rounds: Vec::new() }
 }
 
 /// The stored bytes of a node and those below it.
@@ -282,23 +302,25 @@ fn measure(case: &Case, ggml: &Ggml, rows: usize, cols: usize, batch: usize, arg
         })
     })];
     rounds(&mut alone, args)?;
-    let candle = alone[0].best;
+    let candle = alone[0].best();
     let (weights, packed) = (rows * cols * copies, packed * copies);
-    let best: Vec<f64> = sides.iter().map(|side| side.best).collect();
-    drop(sides);
-    let [ours, read, ref peers @ ..] = best[..] else { return Ok(()) };
-    let peer_best = peers.iter().copied().fold(f64::INFINITY, f64::min);
+    let [own, read, peers @ ..] = &sides[..] else { return Ok(()) };
+    let (of_read, of_peers) = (times([read].into_iter(), own), times(peers.iter(), own));
+    let ours = own.best();
     let flops = |seconds: f64| format!("{:.0}", 2.0 * (weights * batch) as f64 / seconds / 1e9);
-    let by_place: Vec<_> =
-        products.iter().zip(peers).map(|((place, _), s)| format!("{peer} {place} {}", flops(*s))).collect();
+    let by_place: Vec<_> = products
+        .iter()
+        .zip(peers)
+        .map(|((place, _), s)| format!("{peer} {place} {}", flops(s.best())))
+        .collect();
     println!(
         "{:34} {:>11} {batch:>5} {:>9.2} {:>11.2} | {:>8.2} {:>8.2} {:>8.2} | {}, {}, {}",
         case.name,
         format!("{rows}x{cols}"),
         weights as f64 / ours / 1e9,
         packed as f64 / ours / 1e9,
-        read / ours,
-        peer_best / ours,
+        of_read,
+        of_peers,
         candle / ours,
         flops(ours),
         by_place.join(", "),
@@ -314,7 +336,8 @@ fn rounds(sides: &mut [Side<'_>], args: &Args) -> Result {
     let mut rounds = 0;
     while rounds < 3 || Instant::now() < end {
         for side in &mut *sides {
-            side.best = side.best.min((side.turn)(warm_up)?);
+            let seconds = (side.turn)(warm_up)?;
+            side.rounds.push(seconds);
             if side.lingers && args.threads > 1 {
                 std::thread::sleep(LINGER);
             }

@@ -4,7 +4,7 @@ use crate::arch::{self, Simd};
 use crate::error::{Result, argument};
 use crate::hadamard;
 use crate::lines::Lines;
-use crate::operands::{BLOCK, GRANULE, GRANULES, Input};
+use crate::operands::{BLOCK, GRANULES, Input, Quantised};
 use crate::{Isa, Precision};
 use cmf_format::transform::{Side, Transform};
 use core::ops::Range;
@@ -56,31 +56,22 @@ impl Activations {
         (self.cols, self.tokens, self.blocks) =
             (cols, values.len() / cols, cols.div_ceil(BLOCK).next_multiple_of(2));
         let count = self.tokens * self.blocks;
-        let padded = self.values.zeros(count);
+        let padded = self.values.exactly(count);
         for (from, to) in values.chunks_exact(cols).zip(padded.chunks_exact_mut(self.blocks)) {
-            let Some(to) = to.as_flattened_mut().get_mut(..cols) else { continue };
+            let Some((to, beyond)) = to.as_flattened_mut().split_at_mut_checked(cols) else { continue };
+            beyond.fill(0.0);
             to.copy_from_slice(from);
             hadamard::apply_all(simd, transforms, Side::Input, to, &mut self.scratch)?;
         }
         let count = if precision == Precision::Fast { count } else { 0 };
-        let of_blocks = self.quantised.zeros(count).iter_mut().zip(self.scales.zeros(count));
-        let of_granules = self.sums.zeros(count).iter_mut().zip(self.granule_sums.zeros(count));
-        for (values, ((quantised, scale), (sums, scaled))) in
-            self.values.iter().zip(of_blocks.zip(of_granules))
-        {
-            (*quantised, *scale) = arch::quantise(simd, values);
-            for (sum, granule) in sums.iter_mut().zip(quantised.as_chunks::<GRANULE>().0) {
-                *sum = granule.iter().map(|q| i32::from(*q)).sum();
-            }
-            *scaled = sums.map(|sum| sum as f32 * *scale);
-        }
-        let halves = self.halves.zeros(count).as_chunks_mut::<2>().0;
-        for (halves, pair) in halves.iter_mut().zip(self.quantised.as_chunks::<2>().0) {
-            let columns = pair.as_flattened().as_chunks::<2>().0;
-            for (part, half) in halves.iter_mut().enumerate() {
-                half.iter_mut().zip(columns).for_each(|(half, columns)| *half = columns[part]);
-            }
-        }
+        let out = Quantised {
+            values: self.quantised.exactly(count),
+            halves: self.halves.exactly(count),
+            scales: self.scales.exactly(count),
+            sums: self.sums.exactly(count),
+            granule_sums: self.granule_sums.exactly(count),
+        };
+        arch::quantise(simd, &self.values, out);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub enum Isa {
     /// AVX2, FMA and F16C: kernels of their own for fast products of codes of 4 and 8 bits, portable code
     /// that is compiled for them for all else.
     Avx2,
-    /// AVX-512 F, BW, VL, VBMI, VNNI and GFNI, and POPCNT, beside the former: kernels of their own.
+    /// AVX-512 F, BW, VL, VBMI, VNNI and GFNI, BMI2 and POPCNT, beside the former: kernels of their own.
     Avx512,
 }
 
@@ -44,6 +44,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("gfni")
+                    && is_x86_feature_detected!("bmi2")
                     && is_x86_feature_detected!("popcnt")
             }
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

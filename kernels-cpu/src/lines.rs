@@ -33,15 +33,10 @@ impl<T: Pod> Lines<T> {
         self.values_mut().get_mut(..length).unwrap_or(&mut [])
     }
 
-    /// Exactly `length` zeros.
-    pub(crate) fn zeros(&mut self, length: usize) -> &mut [T] {
-        self.clear();
+    /// Exactly `length` values; what they hold is left over.
+    pub(crate) fn exactly(&mut self, length: usize) -> &mut [T] {
+        self.length = self.length.min(length);
         self.sized(length)
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.lines.clear();
-        self.length = 0;
     }
 
     /// Bytes that are held.

@@ -396,6 +396,15 @@ impl<'k> Input<'k> {
     }
 }
 
+/// Where blocks of activations go when they are quantised: what [`Input`] has by the same names.
+pub(crate) struct Quantised<'k> {
+    pub(crate) values: &'k mut [[i8; BLOCK]],
+    pub(crate) halves: &'k mut [[i8; BLOCK]],
+    pub(crate) scales: &'k mut [f32],
+    pub(crate) sums: &'k mut [[i32; GRANULES]],
+    pub(crate) granule_sums: &'k mut [[f32; GRANULES]],
+}
+
 /// What a table of trellis windows is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -14,8 +14,8 @@ mod signed;
 
 use crate::isa::Isa;
 use crate::operands::{
-    BLOCK, Codes, Elements, GRANULES, HalfTables, Input, LANES, Listed, Planes, Scaled, SignTables, Signed,
-    Twice, Words,
+    BLOCK, Codes, Elements, GRANULES, HalfTables, Input, LANES, Listed, Planes, Quantised, Scaled,
+    SignTables, Signed, Twice, Words,
 };
 
 /// An instruction set that this machine has: there is no way to a value but [`Simd::new`].
@@ -378,10 +378,10 @@ pub(crate) fn load_alone(value: &f32) -> f32 {
     unsafe { core::ptr::read_volatile(value) }
 }
 
-/// Values of a block over their scale, and the scale.
-pub(crate) fn quantise(simd: Simd, values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+/// Blocks of values, each over a scale of its own.
+pub(crate) fn quantise(simd: Simd, blocks: &[[f32; BLOCK]], out: Quantised<'_>) {
     simd.run(
         #[inline(always)]
-        || portable::quantise(values),
+        || portable::quantise(blocks, out),
     )
 }

@@ -3,7 +3,8 @@
 //! They are inlined into callers that are compiled for an instruction set, and so become vector code.
 
 use crate::operands::{
-    BLOCK, Codes, Element, Elements, Entries, GRANULE, GRANULES, Input, Listed, Map, Words, Zero, sum_lanes,
+    BLOCK, Codes, Element, Elements, Entries, GRANULE, GRANULES, Input, Listed, Map, Quantised, Words, Zero,
+    sum_lanes,
 };
 
 pub(crate) use super::signed::{fill_tables, signed, sum_signs};
@@ -464,17 +465,42 @@ pub(crate) fn trellis_fast(
     }
 }
 
-/// Values of a block over a scale of theirs, rounded to even: the values, the scale, and the sums of
-/// four.
+/// Blocks, each over a scale of its own.
 #[inline(always)]
-pub(crate) fn quantise(values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+pub(crate) fn quantise(blocks: &[[f32; BLOCK]], out: Quantised<'_>) {
+    let of_granules = out.sums.iter_mut().zip(out.granule_sums);
+    let of_blocks = out.values.iter_mut().zip(out.scales).zip(of_granules);
+    for (values, ((quantised, scale), (sums, scaled))) in blocks.iter().zip(of_blocks) {
+        (*quantised, *scale) = quantise_block(values);
+        for (sum, granule) in sums.iter_mut().zip(quantised.as_chunks::<GRANULE>().0) {
+            *sum = granule.iter().map(|q| i32::from(*q)).sum();
+        }
+        *scaled = sums.map(|sum| sum as f32 * *scale);
+    }
+    for (halves, pair) in out.halves.as_chunks_mut::<2>().0.iter_mut().zip(out.values.as_chunks::<2>().0) {
+        let [even, odd] = halves;
+        for (columns, (even, odd)) in
+            pair.as_flattened().as_chunks::<2>().0.iter().zip(even.iter_mut().zip(odd))
+        {
+            [*even, *odd] = *columns;
+        }
+    }
+}
+
+/// Values of a block over their scale, rounded to even, and the scale.
+#[inline(always)]
+fn quantise_block(values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
     let mut largest = [0.0f32; 16];
     for values in values.as_chunks::<16>().0 {
         for (largest, v) in largest.iter_mut().zip(values) {
             *largest = if v.abs() > *largest { v.abs() } else { *largest };
         }
     }
-    let largest = largest.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+    for half in [8, 4, 2, 1] {
+        let (lower, upper) = largest.split_at_mut(half);
+        lower.iter_mut().zip(upper).for_each(|(a, b)| *a = if *b > *a { *b } else { *a });
+    }
+    let [largest, ..] = largest;
     let scale = largest / 127.0;
     let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     let mut out = [0; BLOCK];

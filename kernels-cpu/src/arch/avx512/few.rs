@@ -5,6 +5,11 @@
 //! their group, times that of their activations. What zero points add is the sum of a group's activations,
 //! times a value of the group.
 //!
+//! What is read in order the processor asks for by itself, up to the end of a page or somewhat further; it goes on at
+//! once where a line of each KiB has been asked for two pages before. It does so no more where other reads miss the
+//! first cache: what is read for each row lies in one stream, and there is little of it. Nor is it early enough where
+//! arithmetic takes long: all lines are then asked for, as a row of which a few are not waits for those.
+//!
 //! Sums are folded into one vector, which has those of 16 groups, before they meet scales: fewer instructions and
 //! loads than for each piece. Scales come in the order into which that puts the groups.
 
@@ -21,19 +26,22 @@ pub(super) const BLOCKS: usize = 8;
 /// Rows whose lanes are added at a time.
 const ROWS: usize = 4;
 
+/// Bytes that are asked for before they are needed.
+const AHEAD: usize = 8192;
+
 /// Bits of codes whose products [`narrow`] adds.
 const MOST_NARROW_BITS: usize = 5;
 
 /// Of 16 groups of a row, their scales, and perhaps what is added to each column.
 type Values = (__m512, Option<__m512>);
 
-/// What is prepared of a token for 16 groups: the scale of each group's activations, their sum, and what is taken
-/// off sums of products, integers in the place of floats: first folded, or else for each piece.
-type Prepared = [[f32; 16]; PREPARED];
+/// What is prepared of a token for 16 groups: 8 blocks of activations, the scale of each group's activations, and what
+/// is taken off sums of products, the integers in the place of floats. All rows read it, in one stream.
+type Prepared = [[f32; 16]; PREPARED - 1];
 
 /// Rows whose scales are f16. Gives whether that was done. `prepared` has [`PREPARED`] vectors for each 8
 /// blocks.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,bmi2,fma,f16c,gfni")]
 pub(in crate::arch) fn fast_stored(
     codes: &Codes<'_>,
     input: &Input<'_>,
@@ -52,7 +60,7 @@ pub(in crate::arch) fn fast_stored(
 }
 
 /// Rows whose scales and zero points are codes, as [`fast_stored`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,bmi2,fma,f16c,gfni")]
 pub(in crate::arch) fn fast_twice(
     rows: &Twice<'_>,
     input: &Input<'_>,
@@ -100,7 +108,7 @@ fn order(codes: &Codes<'_>, input: &Input<'_>) -> [usize; 16] {
 /// All products, by the width of codes. Gives whether codes are what is wanted. `SLOW` says that values take long:
 /// the processor then asks for what comes next too late, and all lines are asked for.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,bmi2,fma,f16c,gfni")]
 fn by_width<const SLOW: bool>(
     codes: &Codes<'_>,
     input: &Input<'_>,
@@ -117,31 +125,33 @@ fn by_width<const SLOW: bool>(
     if by_pairs(codes, input) {
         // Even columns are in the lower halves of bytes, odd ones in the upper halves.
         let low = _mm512_set1_epi8(15);
-        let by_two = |sums, lower, upper, [even, odd]: &[[i8; BLOCK]; 2]| {
-            let sums = _mm512_dpbusd_epi32(sums, lower, load_codes(even));
-            _mm512_dpbusd_epi32(sums, upper, load_codes(odd))
+        let halve = _mm512_set1_epi64(0x1020_4080_0000_0000);
+        let by_two = |sums, lower, upper, [even, odd]: &[[f32; 16]; 2]| {
+            let sums = _mm512_dpbusd_epi32(sums, lower, load_words(even));
+            _mm512_dpbusd_epi32(sums, upper, load_words(odd))
         };
         let product = |sums, bytes, q: &_| {
-            let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+            let upper = _mm512_gf2p8affine_epi64_epi8::<0>(bytes, halve);
             by_two(sums, _mm512_and_si512(bytes, low), upper, q)
         };
         let taken = |q: &_| by_two(_mm512_setzero_si512(), less, less, q);
-        let pieces = |token| input.pairs(token).0;
-        products.all::<_, 4, SLOW, true>(64, input, pieces, taken, product, prepared, out);
+        let blocks = |token| input.pairs(token).0.as_flattened();
+        products.all::<2, 4, SLOW, true>(64, input, blocks, taken, product, prepared, out);
         return true;
     }
-    let taken = |q: &_| _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_codes(q));
-    let pieces = |token| input.quantised(token);
+    let taken = |[q]: &[_; 1]| _mm512_dpbusd_epi32(_mm512_setzero_si512(), less, load_words(q));
+    let blocks = |token| input.quantised(token);
     if codes.bits == 8 {
-        let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, bytes, load_codes(q));
-        products.all::<_, 8, SLOW, false>(64, input, pieces, taken, product, prepared, out);
+        let product = |sums, bytes, [q]: &[_; 1]| _mm512_dpbusd_epi32(sums, bytes, load_words(q));
+        products.all::<1, 8, SLOW, false>(64, input, blocks, taken, product, prepared, out);
         return true;
     }
     let (unpacker, bytes) = (Unpacker::new(codes.bits), 8 * codes.bits);
-    let product = |sums, bytes, q: &_| _mm512_dpbusd_epi32(sums, unpacker.spread(bytes), load_codes(q));
+    let product =
+        |sums, bytes, [q]: &[_; 1]| _mm512_dpbusd_epi32(sums, unpacker.spread(bytes), load_words(q));
     match codes.bits <= MOST_NARROW_BITS {
-        true => products.all::<_, 8, true, true>(bytes, input, pieces, taken, product, prepared, out),
-        false => products.all::<_, 8, true, false>(bytes, input, pieces, taken, product, prepared, out),
+        true => products.all::<1, 8, true, true>(bytes, input, blocks, taken, product, prepared, out),
+        false => products.all::<1, 8, true, false>(bytes, input, blocks, taken, product, prepared, out),
     }
     true
 }
@@ -225,15 +235,15 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
     /// `bytes` bytes each. `product` adds products of codes and activations of a piece to sums, from which `taken` is
     /// to be taken, as codes have an offset; whether codes are `NARROW` says how sums are folded.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,bmi2,fma,f16c,gfni")]
     #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-    fn all<'q, Q: 'q, const P: usize, const SLOW: bool, const NARROW: bool>(
+    fn all<'q, const N: usize, const P: usize, const SLOW: bool, const NARROW: bool>(
         &self,
         bytes: usize,
         input: &Input<'_>,
-        pieces: impl Fn(usize) -> &'q [Q],
-        taken: impl Fn(&Q) -> __m512i,
-        product: impl Fn(__m512i, __m512i, &Q) -> __m512i,
+        blocks: impl Fn(usize) -> &'q [[i8; BLOCK]],
+        taken: impl Fn(&[[f32; 16]; N]) -> __m512i,
+        product: impl Fn(__m512i, __m512i, &[[f32; 16]; N]) -> __m512i,
         prepared: &mut [[f32; 16]],
         out: &mut [f32],
     ) {
@@ -246,66 +256,90 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
         let is_whole = self.is_whole && row_bytes == sixteens * P * bytes;
         let count = sixteens.saturating_sub(usize::from(!is_whole));
         let Some(rest_bytes) = row_bytes.checked_sub(count * P * bytes) else { return };
+        let rest_pieces = rest_bytes.div_ceil(bytes);
+        let asks_for_all = SLOW && sixteens > 1;
         let used = u64::MAX >> (64 - bytes);
+        let (sums_of, prepared) = prepared.split_at_mut(sixteens.min(prepared.len()));
         let prepared = prepared.as_chunks_mut().0;
         let (prepared, _) = prepared.split_at_mut(sixteens.min(prepared.len()));
         for token in 0..input.tokens {
-            let pieces = pieces(token);
-            self.prepare::<_, P>(input, token, pieces, &taken, prepared);
-            let (prepared, after) = prepared.split_at(count.min(prepared.len()));
-            let (whole, rest) = pieces.split_at((count * P).min(pieces.len()));
-            let whole = whole.as_chunks::<P>().0;
-            for first in (0..self.height).step_by(ROWS) {
-                let mut of_rows = [_mm512_setzero_ps(); ROWS];
-                for (of_row, row) in of_rows.iter_mut().zip(first..self.height) {
-                    let mut own = self.codes.bytes.as_ptr().wrapping_add(row * row_bytes);
-                    let mut lanes = _mm512_setzero_ps();
-                    for (i, (pieces, prepared)) in whole.iter().zip(prepared).enumerate() {
-                        match SLOW && count > 1 {
-                            true => ask_ahead::<8192, 64>(own, P * bytes),
-                            false => ask_ahead::<4096, 256>(own, P * bytes),
-                        }
-                        let (of_groups, zeros) = (self.values)(row, i, false);
-                        let [scales, sums, taken, ..] = prepared;
-                        if let Some(zeros) = zeros {
-                            lanes = _mm512_fmadd_ps(zeros, load_floats(sums), lanes);
-                        }
-                        let mut sums = [_mm512_setzero_si512(); P];
-                        for (p, (sums, piece)) in sums.iter_mut().zip(pieces).enumerate() {
-                            // SAFETY: the mask has the bytes of piece `p`: `row` is below `height`, for which all
-                            // bytes are there, and a row has those of `count` times `P` pieces.
-                            let codes =
-                                unsafe { _mm512_maskz_loadu_epi8(used, own.wrapping_add(p * bytes).cast()) };
-                            *sums = product(*sums, codes, piece);
-                        }
-                        let sums = _mm512_add_epi32(fold(sums), _mm512_castps_si512(load_floats(taken)));
-                        let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
-                        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_groups, lanes);
-                        own = own.wrapping_add(P * bytes);
-                    }
-                    if let Some([scales, sums, _, taken @ ..]) = after.first() {
-                        let (of_groups, zeros) = (self.values)(row, count, true);
-                        if let Some(zeros) = zeros {
-                            lanes = _mm512_fmadd_ps(zeros, load_floats(sums), lanes);
-                        }
-                        let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
-                        let mut left = rest_bytes;
-                        for ((piece, taken), groups) in rest.iter().zip(taken).zip(groups) {
-                            let used = u64::MAX.checked_shr(64 - left.min(bytes) as u32).unwrap_or(0);
-                            // SAFETY: the mask has those of the bytes of the piece that the row has.
-                            let codes = unsafe { _mm512_maskz_loadu_epi8(used, own.cast()) };
-                            let sums = product(_mm512_castps_si512(load_floats(taken)), codes, piece);
-                            let of_lanes = _mm512_permutexvar_ps(groups, of_groups);
-                            lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_lanes, lanes);
-                            own = own.wrapping_add(bytes);
-                            left = left.saturating_sub(bytes);
-                        }
-                    }
-                    *of_row = lanes;
+            self.prepare::<N, P>(input, token, blocks(token), &taken, prepared, sums_of);
+            let (whole, after) = prepared.split_at(count.min(prepared.len()));
+            let (sums_of, sums_after) = sums_of.split_at(count.min(sums_of.len()));
+            let off = after.first().map_or([_mm512_setzero_si512(); P], |last| taken_off(last, &taken));
+            let last = after.first().zip(sums_after.first());
+            let of_row = |row: usize, mut own: *const u8| {
+                if !asks_for_all {
+                    ask_ahead::<AHEAD, 1024>(own, row_bytes);
                 }
-                for (r, sum) in sums_of_four(of_rows).into_iter().enumerate() {
-                    if let Some(out) = out.get_mut((first + r) * input.tokens + token) {
-                        *out += sum;
+                let mut lanes = _mm512_setzero_ps();
+                for (i, (prepared, sums_of)) in whole.iter().zip(sums_of).enumerate() {
+                    if asks_for_all {
+                        ask_ahead::<AHEAD, 64>(own, P * bytes);
+                    }
+                    let (of_groups, zeros) = (self.values)(row, i, false);
+                    let [q @ .., scales, taken] = prepared;
+                    if let Some(zeros) = zeros {
+                        lanes = _mm512_fmadd_ps(zeros, load_floats(sums_of), lanes);
+                    }
+                    let mut sums = [_mm512_setzero_si512(); P];
+                    for (p, (sums, piece)) in sums.iter_mut().zip(q.as_chunks().0).enumerate() {
+                        // SAFETY: the mask has the bytes of piece `p`: the row is one for which all bytes are
+                        // there, `own` has gone over `i` times `P` pieces, and it has `count` times `P`.
+                        let codes =
+                            unsafe { _mm512_maskz_loadu_epi8(used, own.wrapping_add(p * bytes).cast()) };
+                        *sums = product(*sums, codes, piece);
+                    }
+                    let sums = _mm512_add_epi32(fold(sums), load_words(taken));
+                    let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
+                    lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_groups, lanes);
+                    own = own.wrapping_add(P * bytes);
+                }
+                let Some(([q @ .., scales, _], sums_of)) = last else { return lanes };
+                if asks_for_all {
+                    ask_ahead::<AHEAD, 64>(own, rest_bytes);
+                }
+                let (of_groups, zeros) = (self.values)(row, count, true);
+                if let Some(zeros) = zeros {
+                    lanes = _mm512_fmadd_ps(zeros, load_floats(sums_of), lanes);
+                }
+                let of_groups = _mm512_mul_ps(of_groups, load_floats(scales));
+                let mut left = rest_bytes;
+                for ((piece, off), groups) in q.as_chunks().0.iter().zip(off).zip(groups).take(rest_pieces) {
+                    let used = u64::MAX.checked_shr(64 - left.min(bytes) as u32).unwrap_or(0);
+                    // SAFETY: the mask has those of the bytes of the piece that the row has.
+                    let codes = unsafe { _mm512_maskz_loadu_epi8(used, own.cast()) };
+                    let sums = product(off, codes, piece);
+                    let of_lanes = _mm512_permutexvar_ps(groups, of_groups);
+                    lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_lanes, lanes);
+                    own = own.wrapping_add(bytes);
+                    left = left.saturating_sub(bytes);
+                }
+                lanes
+            };
+            let mut own = self.codes.bytes.as_ptr();
+            for first in (0..self.height).step_by(ROWS) {
+                // They take turns in registers: what is stored is not there at once.
+                let mut of_rows = [_mm512_setzero_ps(); ROWS];
+                for row in first..first + ROWS {
+                    let mut lanes = _mm512_setzero_ps();
+                    if row < self.height {
+                        lanes = of_row(row, own);
+                        own = own.wrapping_add(row_bytes);
+                    }
+                    of_rows = [of_rows[1], of_rows[2], of_rows[3], lanes];
+                }
+                let sums = sums_of_four(of_rows);
+                match out.get_mut(first..first + ROWS) {
+                    Some(out) if input.tokens == 1 => {
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum)
+                    }
+                    _ => {
+                        for (r, sum) in sums.into_iter().enumerate() {
+                            if let Some(out) = out.get_mut((first + r) * input.tokens + token) {
+                                *out += sum;
+                            }
+                        }
                     }
                 }
             }
@@ -315,30 +349,46 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
     /// Prepares what all rows need of a token.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn prepare<Q, const P: usize>(
+    fn prepare<const N: usize, const P: usize>(
         &self,
         input: &Input<'_>,
         token: usize,
-        pieces: &[Q],
-        taken: &impl Fn(&Q) -> __m512i,
+        blocks: &[[i8; BLOCK]],
+        taken: &impl Fn(&[[f32; 16]; N]) -> __m512i,
         prepared: &mut [Prepared],
+        sums_of: &mut [[f32; 16]],
     ) {
-        let blocks = input.granule_sums(token).chunks(BLOCKS).zip(input.scales(token).chunks(BLOCKS));
-        for ((prepared, pieces), (sums_of, scales_of)) in
-            prepared.iter_mut().zip(pieces.chunks(P)).zip(blocks)
-        {
-            let [scales, sums, folded_off, off @ ..] = prepared;
-            let granules = sums_of.as_flattened().as_chunks::<2>().0;
+        let groups = input.granule_sums(token).chunks(BLOCKS).zip(input.scales(token).chunks(BLOCKS));
+        let prepared = prepared.iter_mut().zip(sums_of).zip(blocks.chunks(BLOCKS));
+        for (((prepared, sums), blocks), (granules, scales_of)) in prepared.zip(groups) {
+            let [q @ .., scales, _] = prepared;
+            q.fill([0.0; 16]);
+            q.iter_mut()
+                .zip(blocks)
+                .for_each(|(q, block)| store_floats(_mm512_castsi512_ps(load_codes(block)), q));
+            let granules = granules.as_flattened().as_chunks::<2>().0;
             for ((scale, sum), group) in scales.iter_mut().zip(sums).zip(self.order) {
                 *scale = scales_of.get(group / 2).copied().unwrap_or(0.0);
                 *sum = granules.get(group).map_or(0.0, |[a, b]| a + b);
             }
-            let mut less = [_mm512_setzero_si512(); P];
-            for (less, piece) in less.iter_mut().zip(pieces) {
-                *less = _mm512_sub_epi32(*less, taken(piece));
-            }
-            off.iter_mut().zip(less).for_each(|(off, less)| store_floats(_mm512_castsi512_ps(less), off));
-            store_floats(_mm512_castsi512_ps(folded(less, |sums| wide(sums))), folded_off);
+            let less = folded(taken_off::<N, P>(prepared, taken), |sums| wide(sums));
+            let [.., off] = prepared;
+            store_floats(_mm512_castsi512_ps(less), off);
         }
     }
+}
+
+/// What is to be taken off the sums of each of `P` pieces.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn taken_off<const N: usize, const P: usize>(
+    prepared: &Prepared,
+    taken: &impl Fn(&[[f32; 16]; N]) -> __m512i,
+) -> [__m512i; P] {
+    let [q @ .., _, _] = prepared;
+    let mut off = [_mm512_setzero_si512(); P];
+    for (off, piece) in off.iter_mut().zip(q.as_chunks().0) {
+        *off = _mm512_sub_epi32(*off, taken(piece));
+    }
+    off
 }

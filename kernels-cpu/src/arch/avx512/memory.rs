@@ -78,6 +78,13 @@ pub(super) fn load_floats(values: &[f32; 16]) -> __m512 {
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
+/// Integers in the place of floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn load_words(values: &[f32; 16]) -> __m512i {
+    _mm512_castps_si512(load_floats(values))
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn store_words(words: __m512i, out: &mut [u32; 16]) {

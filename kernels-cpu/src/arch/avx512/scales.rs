@@ -47,7 +47,7 @@ impl<'k> Halves<'k> {
     /// The row is one of those that [`Halves::new`] was told of, `i` is below their number of 8 blocks, and
     /// `is_last` says whether it is the last, at least unless [`Halves::is_whole`].
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,bmi2,f16c")]
     pub(super) unsafe fn sixteen(&self, row: usize, i: usize, is_last: bool) -> __m512 {
         let used = self.used[usize::from(is_last)];
         let first = row * self.scales.groups + ((16 * i) >> self.log);
@@ -55,7 +55,9 @@ impl<'k> Halves<'k> {
         // mask has those that lie before what comes next, and of the last ones those of the row.
         // The array has the 16 values that are read.
         let (halves, spread) = unsafe {
-            let halves = _mm256_maskz_loadu_epi16(used, self.scales.values.as_ptr().add(first).cast());
+            let values = self.scales.values.as_ptr().add(first);
+            _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(128).cast());
+            let halves = _mm256_maskz_loadu_epi16(used, values.cast());
             (halves, _mm256_loadu_si256(self.spread.as_ptr().cast()))
         };
         _mm512_cvtph_ps(_mm256_permutexvar_epi16(spread, halves))
@@ -108,7 +110,7 @@ impl<'k> Decoder<'k> {
     /// The row is one of those that [`Decoder::new`] was told of, `i` is below their number of 8 blocks, and
     /// `is_last` says whether it is the last, at least unless [`Decoder::is_whole`].
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2,f16c")]
     pub(super) unsafe fn sixteen(&self, row: usize, i: usize, is_last: bool) -> __m512 {
         let used = self.used[usize::from(is_last)];
         // SAFETY: `new` has seen that all rows are there, with their `groups` scales, more than `i`. The mask
