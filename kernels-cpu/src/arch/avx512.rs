@@ -29,6 +29,32 @@ macro_rules! four {
     };
 }
 
+/// Splits rows and tokens into tiles of one and of `TILE`.
+macro_rules! tiles {
+    ($rows:expr, $input:ident, $out:ident, |$row:ident, $token:ident, $place:ident| $kernel:ident($($argument:expr),*)) => {{
+        let tokens = $input.tokens;
+        let mut $row = 0;
+        while $row < $rows {
+            let height = if $rows - $row >= TILE { TILE } else { 1 };
+            let mut $token = 0;
+            while $token < tokens {
+                let width = if tokens - $token >= TILE { TILE } else { 1 };
+                let start = $row * tokens + $token;
+                let $place = $out.get_mut(start..).unwrap_or(&mut []);
+                match (height, width) {
+                    (1, 1) => $kernel::<1, 1>($($argument),*),
+                    (1, _) => $kernel::<1, TILE>($($argument),*),
+                    (_, 1) => $kernel::<TILE, 1>($($argument),*),
+                    _ => $kernel::<TILE, TILE>($($argument),*),
+                }
+                $token += width;
+            }
+            $row += height;
+        }
+    }};
+}
+
+mod exact;
 mod few;
 mod listed;
 mod memory;
@@ -39,6 +65,7 @@ mod trellis;
 
 use core::arch::x86_64::*;
 
+pub(super) use self::exact::{exact_stored, exact_twice};
 pub(super) use self::few::{fast_stored, fast_twice};
 pub(super) use self::listed::{expand, listed};
 use self::memory::*;
@@ -99,31 +126,6 @@ impl Unpacker {
         let words = _mm512_permutexvar_epi8(self.bytes, bytes);
         _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shifts, words), self.mask)
     }
-}
-
-/// Splits rows and tokens into tiles of one and of `TILE`.
-macro_rules! tiles {
-    ($rows:expr, $input:ident, $out:ident, |$row:ident, $token:ident, $place:ident| $kernel:ident($($argument:expr),*)) => {{
-        let tokens = $input.tokens;
-        let mut $row = 0;
-        while $row < $rows {
-            let height = if $rows - $row >= TILE { TILE } else { 1 };
-            let mut $token = 0;
-            while $token < tokens {
-                let width = if tokens - $token >= TILE { TILE } else { 1 };
-                let start = $row * tokens + $token;
-                let $place = $out.get_mut(start..).unwrap_or(&mut []);
-                match (height, width) {
-                    (1, 1) => $kernel::<1, 1>($($argument),*),
-                    (1, _) => $kernel::<1, TILE>($($argument),*),
-                    (_, 1) => $kernel::<TILE, 1>($($argument),*),
-                    _ => $kernel::<TILE, TILE>($($argument),*),
-                }
-                $token += width;
-            }
-            $row += height;
-        }
-    }};
 }
 
 /// Adds sums of lanes to a tile of `out`, whose rows are `stride` apart.

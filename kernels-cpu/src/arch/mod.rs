@@ -112,6 +112,18 @@ pub(crate) fn exact(simd: Simd, codes: &Codes<'_>, input: &Input<'_>, out: &mut 
     dispatch!(simd, exact(codes, input, out))
 }
 
+/// As [`exact`], with scales as they are stored, where there is a kernel for that: else `false`.
+pub(crate) fn exact_stored(simd: Simd, codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    by_avx512!(simd, exact_stored(codes, input, out));
+    false
+}
+
+/// As [`exact_stored`], for rows whose scales and zero points are codes.
+pub(crate) fn exact_twice(simd: Simd, rows: &Twice<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    by_avx512!(simd, exact_twice(rows, input, out));
+    false
+}
+
 /// As [`exact`], with quantised activations; codes are [`crate::operands::Map::Signed`], and what zero
 /// points add comes from [`zero_sums`]. `lanes` has room for one vector a token.
 pub(crate) fn fast(

@@ -149,18 +149,25 @@ impl Plan {
 
     pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
-        if self.is_fast(input) && input.tokens < FEW {
-            let prepared = work.lanes.sized(PREPARED * self.blocks.div_ceil(8));
-            let done = if let Some(codes) = self.as_stored(view, rows.clone()) {
-                arch::fast_stored(simd, &codes, input, prepared, out)
-            } else if let Some(twice) = self.as_twice(view, rows.clone()) {
-                arch::fast_twice(simd, &twice, input, prepared, out)
-            } else {
-                false
-            };
-            if done {
-                return Ok(());
+        let is_fast = self.is_fast(input);
+        let prepared = work.lanes.sized(if is_fast { PREPARED * self.blocks.div_ceil(8) } else { 0 });
+        let done = if is_fast && input.tokens >= FEW {
+            false
+        } else if let Some(codes) = self.as_stored(view, rows.clone()) {
+            match is_fast {
+                true => arch::fast_stored(simd, &codes, input, prepared, out),
+                false => arch::exact_stored(simd, &codes, input, out),
             }
+        } else if let Some(twice) = self.as_twice(view, rows.clone()) {
+            match is_fast {
+                true => arch::fast_twice(simd, &twice, input, prepared, out),
+                false => arch::exact_twice(simd, &twice, input, out),
+            }
+        } else {
+            false
+        };
+        if done {
+            return Ok(());
         }
         self.multiply_source(&Source::of(view), input, Wanted { simd, rows, out, work })
     }

@@ -33,7 +33,7 @@ const AHEAD: usize = 8192;
 const MOST_NARROW_BITS: usize = 5;
 
 /// Of 16 groups of a row, their scales, and perhaps what is added to each column.
-type Values = (__m512, Option<__m512>);
+pub(super) type Values = (__m512, Option<__m512>);
 
 /// What is prepared of a token for 16 groups: 8 blocks of activations, the scale of each group's activations, and what
 /// is taken off sums of products, the integers in the place of floats. All rows read it, in one stream.

@@ -1,0 +1,202 @@
+//! Exact products of rows of codes of up to 4 bits, whose scales lie as [`super::scales`] reads them.
+//!
+//! A group has at most 16 different weights: they are made once for its 32 columns, as the reference decodes them, and
+//! each code picks its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one
+//! instruction then puts the bits from a code on into each lane, of which the lookup reads the lowest 4.
+
+use core::arch::x86_64::*;
+
+use super::few::{BLOCKS, Values};
+use super::memory::*;
+use super::scales::{Decoder, Halves};
+use super::*;
+use crate::operands::{GRANULE, Twice};
+
+/// Granules of 8 blocks.
+const SIXTEEN: usize = BLOCKS * GRANULES;
+/// Granules of a group.
+const OF_GROUP: usize = 2;
+/// Bits of codes that this is for.
+const MOST_BITS: usize = 4;
+/// Groups in order.
+const ORDER: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// Rows whose scales are f16. Gives whether that was done.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
+pub(in crate::arch) fn exact_stored(codes: &Codes<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    let (Some(rows), Some(stored)) = (rows(codes, input, out), codes.stored) else { return false };
+    let Some(scales) = Halves::new(stored, rows, codes.blocks, &ORDER) else { return false };
+    products(codes, rows, input, out, |row, i, is_last| {
+        // SAFETY: `products` asks for rows below `rows` and for all of their blocks, and says which are the last.
+        (unsafe { scales.sixteen(row, i, is_last) }, None)
+    });
+    true
+}
+
+/// Rows whose scales and zero points are codes, as [`exact_stored`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
+pub(in crate::arch) fn exact_twice(twice: &Twice<'_>, input: &Input<'_>, out: &mut [f32]) -> bool {
+    let codes = &twice.codes;
+    let Some(rows) = rows(codes, input, out) else { return false };
+    let Some(scales) = Decoder::new(&twice.scale, rows, codes.blocks, &ORDER) else { return false };
+    let Some(zero) = &twice.zero else {
+        products(codes, rows, input, out, |row, i, is_last| {
+            // SAFETY: as in `exact_stored`.
+            (unsafe { scales.sixteen(row, i, is_last) }, None)
+        });
+        return true;
+    };
+    let Some(zeros) = Decoder::new(zero, rows, codes.blocks, &ORDER) else { return false };
+    products(codes, rows, input, out, |row, i, is_last| {
+        // SAFETY: as in `exact_stored`.
+        unsafe { (scales.sixteen(row, i, is_last), Some(zeros.sixteen(row, i, is_last))) }
+    });
+    true
+}
+
+/// Rows that there are codes and room for; `None` where there are fewer codes than rows, or they are wide.
+#[inline]
+fn rows(codes: &Codes<'_>, input: &Input<'_>, out: &[f32]) -> Option<usize> {
+    let rows = codes.rows.min(out.len() / input.tokens.max(1));
+    let is_there = rows.checked_mul(codes.row_bytes)? <= codes.bytes.len();
+    (codes.bits <= MOST_BITS && is_there).then_some(rows)
+}
+
+/// All products, with scales and what is added by row, by number of 8 blocks, and by whether they are the last.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
+fn products(
+    codes: &Codes<'_>,
+    rows: usize,
+    input: &Input<'_>,
+    out: &mut [f32],
+    values: impl Fn(usize, usize, bool) -> Values,
+) {
+    let most = (1 << codes.bits) - 1;
+    // Bits above those of a code are of those that follow.
+    let of_codes = core::array::from_fn(|i| match codes.map {
+        Map::Signed(offset) => f32::from((i & most) as i16 + offset),
+        Map::Values(values) => values[i & most],
+    });
+    let places = core::array::from_fn(|i| (i / 4 * codes.bits) as u8);
+    let granules = (codes.row_bytes * 8).div_ceil(GRANULE * codes.bits);
+    let products = Products { codes, granules, of_codes, places, values };
+    tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+}
+
+/// How rows are multiplied with.
+struct Products<'k, V> {
+    codes: &'k Codes<'k>,
+    /// Of a row.
+    granules: usize,
+    /// What a lane of 4 bits stands for before scale and zero point.
+    of_codes: [f32; 16],
+    /// Of each byte the bit of a quadword that it begins with.
+    places: [u8; 64],
+    values: V,
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
+fn tile<const R: usize, const T: usize>(
+    products: &Products<'_, impl Fn(usize, usize, bool) -> Values>,
+    input: &Input<'_>,
+    row: usize,
+    token: usize,
+    out: &mut [f32],
+) {
+    let codes = products.codes;
+    let rows: [&[u8]; R] = core::array::from_fn(|r| codes.row(row + r));
+    let x: [&[[f32; 16]]; T] = core::array::from_fn(|t| input.values(token + t).as_flattened().as_chunks().0);
+    if x.iter().any(|x| x.len() < products.granules) {
+        return;
+    }
+    let (step, bytes) = (2 * codes.bits, SIXTEEN * 2 * codes.bits);
+    let ahead = distance(codes.row_bytes);
+    let sixteens = products.granules.div_ceil(SIXTEEN);
+    let mut lanes = [[_mm512_setzero_ps(); T]; R];
+    for i in 0..sixteens {
+        let (mut scales, mut zeros) = ([[0.0; 16]; R], None);
+        for r in 0..R {
+            for line in (0..bytes).step_by(64) {
+                prefetch(rows[0], ahead + (i * R + r) * bytes + line);
+            }
+            let (own, added) = (products.values)(row + r, i, i + 1 == sixteens);
+            store_floats(own, &mut scales[r]);
+            if let Some(added) = added {
+                store_floats(added, &mut zeros.get_or_insert([[0.0; 16]; R])[r]);
+            }
+        }
+        let first = i * SIXTEEN;
+        let part = Part {
+            of_codes: load_floats(&products.of_codes),
+            places: load_bytes(&products.places),
+            scales: &scales,
+            zeros: zeros.as_ref(),
+            // There are as many as all granules: see above.
+            x: x.map(|x| x.as_ptr().wrapping_add(first)),
+            granules: (products.granules - first).min(SIXTEEN),
+        };
+        lanes = match rows.iter().all(|row| row.len() >= (i + 1) * bytes + 8) {
+            true => part.add(lanes, |r, granule| {
+                // SAFETY: the place of the granule is in the `bytes` bytes, behind which each row is followed by 8.
+                let word = unsafe {
+                    rows[r].as_ptr().add(i * bytes + granule * step).cast::<i64>().read_unaligned()
+                };
+                _mm512_set1_epi64(word)
+            }),
+            false => part.add(lanes, |r, granule| {
+                _mm512_set1_epi64(quadword(rows[r].get(i * bytes + granule * step..).unwrap_or(&[])))
+            }),
+        };
+    }
+    add_sums(&lanes, input.tokens, out);
+}
+
+/// Up to 16 groups of a tile.
+struct Part<'k, const R: usize, const T: usize> {
+    of_codes: __m512,
+    places: __m512i,
+    scales: &'k [[f32; 16]; R],
+    zeros: Option<&'k [[f32; 16]; R]>,
+    /// Of each token `granules` granules.
+    x: [*const [f32; 16]; T],
+    granules: usize,
+}
+
+impl<const R: usize, const T: usize> Part<'_, R, T> {
+    /// Adds products. `word` gives the codes of a granule of a row from each quadword's lowest bit on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
+    fn add(self, mut lanes: [[__m512; T]; R], word: impl Fn(usize, usize) -> __m512i) -> [[__m512; T]; R] {
+        for group in 0..self.granules.div_ceil(OF_GROUP) {
+            let mut tables = [self.of_codes; R];
+            for r in 0..R {
+                tables[r] = _mm512_mul_ps(tables[r], _mm512_set1_ps(self.scales[r][group]));
+                if let Some(zeros) = self.zeros {
+                    tables[r] = _mm512_add_ps(tables[r], _mm512_set1_ps(zeros[r][group]));
+                }
+            }
+            for granule in OF_GROUP * group..self.granules.min(OF_GROUP * (group + 1)) {
+                let mut x = [_mm512_setzero_ps(); T];
+                for t in 0..T {
+                    // SAFETY: `granule` is below `granules`, of which each token has as many.
+                    x[t] = load_floats(unsafe { &*self.x[t].add(granule) });
+                }
+                for r in 0..R {
+                    let picks = _mm512_multishift_epi64_epi8(self.places, word(r, granule));
+                    let weights = _mm512_permutexvar_ps(picks, tables[r]);
+                    for t in 0..T {
+                        lanes[r][t] = _mm512_fmadd_ps(weights, x[t], lanes[r][t]);
+                    }
+                }
+            }
+        }
+        lanes
+    }
+}
+
+/// The first 8 bytes, or as many as there are.
+fn quadword(bytes: &[u8]) -> i64 {
+    bytes.iter().take(8).rev().fold(0, |word, byte| word << 8 | i64::from(*byte))
+}
