@@ -1,7 +1,8 @@
-//! Exact products of rows of codes of up to 4 bits, whose scales lie as [`super::scales`] reads them.
+//! Exact products of rows of codes of up to 4 bits and of 8, whose scales lie as [`super::scales`] reads them: weights
+//! are those that the reference decodes.
 //!
-//! A group has at most 16 different weights: they are made once for its 32 columns, as the reference decodes them, and
-//! each code picks its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one
+//! With up to 4 bits a group has at most 16 different weights: they are made once for its 32 columns, and each code picks
+//! its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one
 //! instruction then puts the bits from a code on into each lane, of which the lookup reads the lowest 4.
 
 use core::arch::x86_64::*;
@@ -16,7 +17,7 @@ use crate::operands::{GRANULE, Twice};
 const SIXTEEN: usize = BLOCKS * GRANULES;
 /// Granules of a group.
 const OF_GROUP: usize = 2;
-/// Bits of codes that this is for.
+/// Bits of codes that look up their weights.
 const MOST_BITS: usize = 4;
 /// Groups in order.
 const ORDER: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -54,12 +55,13 @@ pub(in crate::arch) fn exact_twice(twice: &Twice<'_>, input: &Input<'_>, out: &m
     true
 }
 
-/// Rows that there are codes and room for; `None` where there are fewer codes than rows, or they are wide.
+/// Rows that there are codes and room for; `None` where there are fewer codes than rows, or codes are others.
 #[inline]
 fn rows(codes: &Codes<'_>, input: &Input<'_>, out: &[f32]) -> Option<usize> {
     let rows = codes.rows.min(out.len() / input.tokens.max(1));
     let is_there = rows.checked_mul(codes.row_bytes)? <= codes.bytes.len();
-    (codes.bits <= MOST_BITS && is_there).then_some(rows)
+    let is_known = codes.bits <= MOST_BITS || codes.bits == 8 && matches!(codes.map, Map::Signed(_));
+    (is_known && is_there).then_some(rows)
 }
 
 /// All products, with scales and what is added by row, by number of 8 blocks, and by whether they are the last.
@@ -72,20 +74,27 @@ fn products(
     out: &mut [f32],
     values: impl Fn(usize, usize, bool) -> Values,
 ) {
-    let most = (1 << codes.bits) - 1;
-    // Bits above those of a code are of those that follow.
-    let of_codes = core::array::from_fn(|i| match codes.map {
-        Map::Signed(offset) => f32::from((i & most) as i16 + offset),
-        Map::Values(values) => values[i & most],
-    });
+    let most = (1usize << codes.bits) - 1;
+    let (of_codes, offset) = match codes.map {
+        // Bits above those of a code are of those that follow.
+        Map::Signed(offset) => {
+            (core::array::from_fn(|i| f32::from((i & most) as i16 + offset)), offset as i8)
+        }
+        Map::Values(values) => (core::array::from_fn(|i| values[i & most]), 0),
+    };
     let places = core::array::from_fn(|i| (i / 4 * codes.bits) as u8);
     let granules = (codes.row_bytes * 8).div_ceil(GRANULE * codes.bits);
-    let products = Products { codes, granules, of_codes, places, values };
-    tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+    if codes.bits <= MOST_BITS {
+        let products = Products { codes, granules, of_codes, places, offset, values, kind: Few };
+        tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+    } else {
+        let products = Products { codes, granules, of_codes, places, offset, values, kind: Bytes };
+        tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+    }
 }
 
 /// How rows are multiplied with.
-struct Products<'k, V> {
+struct Products<'k, V, K> {
     codes: &'k Codes<'k>,
     /// Of a row.
     granules: usize,
@@ -93,13 +102,36 @@ struct Products<'k, V> {
     of_codes: [f32; 16],
     /// Of each byte the bit of a quadword that it begins with.
     places: [u8; 64],
+    /// Added to codes of 8 bits.
+    offset: i8,
     values: V,
+    #[expect(dead_code, reason = "says what codes are")]
+    kind: K,
+}
+
+/// What codes are, in the type of a kernel.
+trait Kind {
+    const IS_BYTES: bool;
+}
+
+/// Codes of up to 4 bits.
+struct Few;
+
+impl Kind for Few {
+    const IS_BYTES: bool = false;
+}
+
+/// Codes of 8 bits.
+struct Bytes;
+
+impl Kind for Bytes {
+    const IS_BYTES: bool = true;
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
 fn tile<const R: usize, const T: usize>(
-    products: &Products<'_, impl Fn(usize, usize, bool) -> Values>,
+    products: &Products<'_, impl Fn(usize, usize, bool) -> Values, impl Kind>,
     input: &Input<'_>,
     row: usize,
     token: usize,
@@ -128,25 +160,20 @@ fn tile<const R: usize, const T: usize>(
             }
         }
         let first = i * SIXTEEN;
-        let part = Part {
-            of_codes: load_floats(&products.of_codes),
-            places: load_bytes(&products.places),
-            scales: &scales,
-            zeros: zeros.as_ref(),
-            // There are as many as all granules: see above.
-            x: x.map(|x| x.as_ptr().wrapping_add(first)),
-            granules: (products.granules - first).min(SIXTEEN),
-        };
-        lanes = match rows.iter().all(|row| row.len() >= (i + 1) * bytes + 8) {
+        // There are as many as all granules: see above.
+        let x = x.map(|x| x.as_ptr().wrapping_add(first));
+        let granules = (products.granules - first).min(SIXTEEN);
+        let part = Part { products, scales: &scales, zeros: zeros.as_ref(), x, granules };
+        lanes = match rows.iter().all(|row| row.len() >= (i + 1) * bytes + 16) {
             true => part.add(lanes, |r, granule| {
-                // SAFETY: the place of the granule is in the `bytes` bytes, behind which each row is followed by 8.
-                let word = unsafe {
-                    rows[r].as_ptr().add(i * bytes + granule * step).cast::<i64>().read_unaligned()
-                };
-                _mm512_set1_epi64(word)
+                // SAFETY: the place of the granule is in the `bytes` bytes, behind which each row is followed by 16.
+                unsafe { rows[r].as_ptr().add(i * bytes + granule * step).cast::<[u8; 16]>().read() }
             }),
             false => part.add(lanes, |r, granule| {
-                _mm512_set1_epi64(quadword(rows[r].get(i * bytes + granule * step..).unwrap_or(&[])))
+                let bytes = rows[r].get(i * bytes + granule * step..).unwrap_or(&[]);
+                let mut codes = [0; 16];
+                codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = *byte);
+                codes
             }),
         };
     }
@@ -154,9 +181,8 @@ fn tile<const R: usize, const T: usize>(
 }
 
 /// Up to 16 groups of a tile.
-struct Part<'k, const R: usize, const T: usize> {
-    of_codes: __m512,
-    places: __m512i,
+struct Part<'k, V, K, const R: usize, const T: usize> {
+    products: &'k Products<'k, V, K>,
     scales: &'k [[f32; 16]; R],
     zeros: Option<&'k [[f32; 16]; R]>,
     /// Of each token `granules` granules.
@@ -164,17 +190,23 @@ struct Part<'k, const R: usize, const T: usize> {
     granules: usize,
 }
 
-impl<const R: usize, const T: usize> Part<'_, R, T> {
-    /// Adds products. `word` gives the codes of a granule of a row from each quadword's lowest bit on.
+impl<V, K: Kind, const R: usize, const T: usize> Part<'_, V, K, R, T> {
+    /// Adds products. `codes` gives 16 bytes from the codes of a granule of a row on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,bmi2,fma,f16c")]
-    fn add(self, mut lanes: [[__m512; T]; R], word: impl Fn(usize, usize) -> __m512i) -> [[__m512; T]; R] {
+    fn add(self, mut lanes: [[__m512; T]; R], codes: impl Fn(usize, usize) -> [u8; 16]) -> [[__m512; T]; R] {
+        let of_codes = load_floats(&self.products.of_codes);
+        let places = load_bytes(&self.products.places);
+        let offset = _mm_set1_epi8(self.products.offset);
         for group in 0..self.granules.div_ceil(OF_GROUP) {
-            let mut tables = [self.of_codes; R];
+            let (mut scales, mut added, mut tables) =
+                ([of_codes; R], [_mm512_setzero_ps(); R], [of_codes; R]);
             for r in 0..R {
-                tables[r] = _mm512_mul_ps(tables[r], _mm512_set1_ps(self.scales[r][group]));
+                scales[r] = _mm512_set1_ps(self.scales[r][group]);
+                tables[r] = _mm512_mul_ps(of_codes, scales[r]);
                 if let Some(zeros) = self.zeros {
-                    tables[r] = _mm512_add_ps(tables[r], _mm512_set1_ps(zeros[r][group]));
+                    added[r] = _mm512_set1_ps(zeros[r][group]);
+                    tables[r] = _mm512_add_ps(tables[r], added[r]);
                 }
             }
             for granule in OF_GROUP * group..self.granules.min(OF_GROUP * (group + 1)) {
@@ -184,8 +216,17 @@ impl<const R: usize, const T: usize> Part<'_, R, T> {
                     x[t] = load_floats(unsafe { &*self.x[t].add(granule) });
                 }
                 for r in 0..R {
-                    let picks = _mm512_multishift_epi64_epi8(self.places, word(r, granule));
-                    let weights = _mm512_permutexvar_ps(picks, tables[r]);
+                    let codes = codes(r, granule);
+                    let weights = if K::IS_BYTES {
+                        let codes = _mm_add_epi8(load_16(&codes), offset);
+                        let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+                        let scaled = _mm512_mul_ps(values, scales[r]);
+                        if self.zeros.is_some() { _mm512_add_ps(scaled, added[r]) } else { scaled }
+                    } else {
+                        let [word, _] = *codes.as_chunks().0 else { return lanes };
+                        let word = _mm512_set1_epi64(i64::from_le_bytes(word));
+                        _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(places, word), tables[r])
+                    };
                     for t in 0..T {
                         lanes[r][t] = _mm512_fmadd_ps(weights, x[t], lanes[r][t]);
                     }
@@ -194,9 +235,4 @@ impl<const R: usize, const T: usize> Part<'_, R, T> {
         }
         lanes
     }
-}
-
-/// The first 8 bytes, or as many as there are.
-fn quadword(bytes: &[u8]) -> i64 {
-    bytes.iter().take(8).rev().fold(0, |word, byte| word << 8 | i64::from(*byte))
 }
