@@ -149,12 +149,12 @@ fn tile<const R: usize, const T: usize>(
     let mut lanes = [[_mm512_setzero_ps(); T]; R];
     for i in 0..sixteens {
         let (mut scales, mut zeros) = ([[0.0; 16]; R], None);
-        for r in 0..R {
+        for (r, scales) in scales.iter_mut().enumerate() {
             for line in (0..bytes).step_by(64) {
                 prefetch(rows[0], ahead + (i * R + r) * bytes + line);
             }
             let (own, added) = (products.values)(row + r, i, i + 1 == sixteens);
-            store_floats(own, &mut scales[r]);
+            store_floats(own, scales);
             if let Some(added) = added {
                 store_floats(added, &mut zeros.get_or_insert([[0.0; 16]; R])[r]);
             }
@@ -211,9 +211,9 @@ impl<V, K: Kind, const R: usize, const T: usize> Part<'_, V, K, R, T> {
             }
             for granule in OF_GROUP * group..self.granules.min(OF_GROUP * (group + 1)) {
                 let mut x = [_mm512_setzero_ps(); T];
-                for t in 0..T {
+                for (x, all) in x.iter_mut().zip(self.x) {
                     // SAFETY: `granule` is below `granules`, of which each token has as many.
-                    x[t] = load_floats(unsafe { &*self.x[t].add(granule) });
+                    *x = load_floats(unsafe { &*all.add(granule) });
                 }
                 for r in 0..R {
                     let codes = codes(r, granule);
