@@ -148,22 +148,23 @@ fn tile<const R: usize, const T: usize>(
     let sixteens = products.granules.div_ceil(SIXTEEN);
     let mut lanes = [[_mm512_setzero_ps(); T]; R];
     for i in 0..sixteens {
-        let (mut scales, mut zeros) = ([[0.0; 16]; R], None);
-        for (r, scales) in scales.iter_mut().enumerate() {
+        let (mut scales, mut zeros, mut has_zeros) = ([[0.0; 16]; R], [[0.0; 16]; R], false);
+        for (r, (scales, zeros)) in scales.iter_mut().zip(&mut zeros).enumerate() {
             for line in (0..bytes).step_by(64) {
                 prefetch(rows[0], ahead + (i * R + r) * bytes + line);
             }
             let (own, added) = (products.values)(row + r, i, i + 1 == sixteens);
             store_floats(own, scales);
             if let Some(added) = added {
-                store_floats(added, &mut zeros.get_or_insert([[0.0; 16]; R])[r]);
+                store_floats(added, zeros);
+                has_zeros = true;
             }
         }
         let first = i * SIXTEEN;
         // There are as many as all granules: see above.
         let x = x.map(|x| x.as_ptr().wrapping_add(first));
         let granules = (products.granules - first).min(SIXTEEN);
-        let part = Part { products, scales: &scales, zeros: zeros.as_ref(), x, granules };
+        let part = Part { products, scales: &scales, zeros: has_zeros.then_some(&zeros), x, granules };
         lanes = match rows.iter().all(|row| row.len() >= (i + 1) * bytes + 16) {
             true => part.add(lanes, |r, granule| {
                 // SAFETY: the place of the granule is in the `bytes` bytes, behind which each row is followed by 16.
