@@ -258,6 +258,8 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
         let Some(rest_bytes) = row_bytes.checked_sub(count * P * bytes) else { return };
         let rest_pieces = rest_bytes.div_ceil(bytes);
         let asks_for_all = SLOW && sixteens > 1;
+        // Not many at once.
+        let asks_by_row = !asks_for_all && row_bytes <= 4096;
         let used = u64::MAX >> (64 - bytes);
         let (sums_of, prepared) = prepared.split_at_mut(sixteens.min(prepared.len()));
         let prepared = prepared.as_chunks_mut().0;
@@ -269,13 +271,15 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
             let off = after.first().map_or([_mm512_setzero_si512(); P], |last| taken_off(last, &taken));
             let last = after.first().zip(sums_after.first());
             let of_row = |row: usize, mut own: *const u8| {
-                if !asks_for_all {
+                if asks_by_row {
                     ask_ahead::<AHEAD, 1024>(own, row_bytes);
                 }
                 let mut lanes = _mm512_setzero_ps();
                 for (i, (prepared, sums_of)) in whole.iter().zip(sums_of).enumerate() {
                     if asks_for_all {
                         ask_ahead::<AHEAD, 64>(own, P * bytes);
+                    } else if !asks_by_row {
+                        ask_ahead::<AHEAD, 1024>(own, P * bytes);
                     }
                     let (of_groups, zeros) = (self.values)(row, i, false);
                     let [q @ .., scales, taken] = prepared;
