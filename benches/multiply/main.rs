@@ -7,8 +7,9 @@
 //!
 //! FOLDER has `libggml-base.so` and `libggml-cpu.so`. All sides of a row take turns. Speeds are of each side's fastest
 //! round; shares of the read and of ggml are the middle ones of all rounds, in each of which the sides come right after
-//! each other, as other programs slow all of them alike for a while. Ours includes loading activations, as the peers' do. Our threads are awake during a turn,
-//! as they are during a pass through a model, and as the peers' are for a while after each product.
+//! each other, as other programs slow all of them alike for a while. Ours includes loading activations, as the peers'
+//! do. Our threads are awake during a turn, as they are during a pass through a model, and as the peers' are for a
+//! while after each product.
 
 #[path = "../../kernels-cpu/tests/common/mod.rs"]
 mod common;

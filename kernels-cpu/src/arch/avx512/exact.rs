@@ -2,8 +2,8 @@
 //! are those that the reference decodes.
 //!
 //! With up to 4 bits a group has at most 16 different weights: they are made once for its 32 columns, and each code picks
-//! its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one
-//! instruction then puts the bits from a code on into each lane, of which the lookup reads the lowest 4.
+//! its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one instruction then puts
+//! the bits from a code on into each lane, of which the lookup reads the lowest 4.
 
 use core::arch::x86_64::*;
 
@@ -83,7 +83,7 @@ fn products(
         Map::Values(values) => (core::array::from_fn(|i| values[i & most]), 0),
     };
     let places = core::array::from_fn(|i| (i / 4 * codes.bits) as u8);
-    let granules = (codes.row_bytes * 8).div_ceil(GRANULE * codes.bits);
+    let granules = (codes.row_bytes * 8).div_ceil(GRANULE * codes.bits).min(codes.blocks * GRANULES);
     if codes.bits <= MOST_BITS {
         let products = Products { codes, granules, of_codes, places, offset, values, kind: Few };
         tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
@@ -161,7 +161,7 @@ fn tile<const R: usize, const T: usize>(
             }
         }
         let first = i * SIXTEEN;
-        // There are as many as all granules: see above.
+        // Each token has that of every granule: see above.
         let x = x.map(|x| x.as_ptr().wrapping_add(first));
         let granules = (products.granules - first).min(SIXTEEN);
         let part = Part { products, scales: &scales, zeros: has_zeros.then_some(&zeros), x, granules };
@@ -224,9 +224,9 @@ impl<V, K: Kind, const R: usize, const T: usize> Part<'_, V, K, R, T> {
                         let scaled = _mm512_mul_ps(values, scales[r]);
                         if self.zeros.is_some() { _mm512_add_ps(scaled, added[r]) } else { scaled }
                     } else {
-                        let [word, _] = *codes.as_chunks().0 else { return lanes };
-                        let word = _mm512_set1_epi64(i64::from_le_bytes(word));
-                        _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(places, word), tables[r])
+                        let [word, _]: [i64; 2] = bytemuck::cast(codes);
+                        let words = _mm512_set1_epi64(word);
+                        _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(places, words), tables[r])
                     };
                     for t in 0..T {
                         lanes[r][t] = _mm512_fmadd_ps(weights, x[t], lanes[r][t]);
