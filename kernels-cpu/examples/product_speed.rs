@@ -58,6 +58,8 @@ const CASES: &[(&str, Make)] = &[
     ("grouped 4 bits, groups of 32", |s, n| grouped(s, 4, 32, n)),
     ("grouped 4 bits, groups of 64", |s, n| grouped(s, 4, 64, n)),
     ("grouped 4 bits, zero points, both twice", |s, n| Ok(vec![four_bits(n, s)?])),
+    ("grouped 5 bits, groups of 32", |s, n| grouped(s, 5, 32, n)),
+    ("grouped 6 bits, groups of 32", |s, n| grouped(s, 6, 32, n)),
     ("grouped 8 bits, groups of 64", |s, n| grouped(s, 8, 64, n)),
     ("trellis 2 bits, windows of 6", |s, n| Ok(vec![trellis(s, 6, 2, n)?])),
     ("trellis 2 bits, windows of 7", |s, n| Ok(vec![trellis(s, 7, 2, n)?])),

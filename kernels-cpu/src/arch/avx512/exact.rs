@@ -1,9 +1,10 @@
-//! Exact products of rows of codes of up to 4 bits and of 8, whose scales lie as [`super::scales`] reads them: weights
-//! are those that the reference decodes.
+//! Exact products of rows of codes whose scales lie as [`super::scales`] reads them: weights are those that the
+//! reference decodes.
 //!
 //! With up to 4 bits a group has at most 16 different weights: they are made once for its 32 columns, and each code picks
 //! its own. The codes of 16 columns are in a quadword, which is loaded into all of a vector; one instruction then puts
-//! the bits from a code on into each lane, of which the lookup reads the lowest 4.
+//! the bits from a code on into each lane, of which the lookup reads the lowest 4. Wider codes are spread to bytes and
+//! converted.
 
 use core::arch::x86_64::*;
 
@@ -60,7 +61,7 @@ pub(in crate::arch) fn exact_twice(twice: &Twice<'_>, input: &Input<'_>, out: &m
 fn rows(codes: &Codes<'_>, input: &Input<'_>, out: &[f32]) -> Option<usize> {
     let rows = codes.rows.min(out.len() / input.tokens.max(1));
     let is_there = rows.checked_mul(codes.row_bytes)? <= codes.bytes.len();
-    let is_known = codes.bits <= MOST_BITS || codes.bits == 8 && matches!(codes.map, Map::Signed(_));
+    let is_known = codes.bits <= MOST_BITS || matches!(codes.map, Map::Signed(_));
     (is_known && is_there).then_some(rows)
 }
 
@@ -84,12 +85,19 @@ fn products(
     };
     let places = core::array::from_fn(|i| (i / 4 * codes.bits) as u8);
     let granules = (codes.row_bytes * 8).div_ceil(GRANULE * codes.bits).min(codes.blocks * GRANULES);
-    if codes.bits <= MOST_BITS {
-        let products = Products { codes, granules, of_codes, places, offset, values, kind: Few };
-        tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
-    } else {
-        let products = Products { codes, granules, of_codes, places, offset, values, kind: Bytes };
-        tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+    match codes.bits {
+        ..=MOST_BITS => {
+            let products = Products { codes, granules, of_codes, places, offset, values, kind: Few };
+            tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+        }
+        8 => {
+            let products = Products { codes, granules, of_codes, places, offset, values, kind: Bytes };
+            tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+        }
+        _ => {
+            let products = Products { codes, granules, of_codes, places, offset, values, kind: Wide };
+            tiles!(rows, input, out, |row, token, place| tile(&products, input, row, token, place));
+        }
     }
 }
 
@@ -102,7 +110,7 @@ struct Products<'k, V, K> {
     of_codes: [f32; 16],
     /// Of each byte the bit of a quadword that it begins with.
     places: [u8; 64],
-    /// Added to codes of 8 bits.
+    /// Added to codes that are converted.
     offset: i8,
     values: V,
     #[expect(dead_code, reason = "says what codes are")]
@@ -111,6 +119,9 @@ struct Products<'k, V, K> {
 
 /// What codes are, in the type of a kernel.
 trait Kind {
+    /// Whether weights are looked up, and else codes converted.
+    const LOOKS_UP: bool;
+    /// Whether codes are a byte each.
     const IS_BYTES: bool;
 }
 
@@ -118,6 +129,15 @@ trait Kind {
 struct Few;
 
 impl Kind for Few {
+    const LOOKS_UP: bool = true;
+    const IS_BYTES: bool = false;
+}
+
+/// Codes of 5 to 7 bits.
+struct Wide;
+
+impl Kind for Wide {
+    const LOOKS_UP: bool = false;
     const IS_BYTES: bool = false;
 }
 
@@ -125,6 +145,7 @@ impl Kind for Few {
 struct Bytes;
 
 impl Kind for Bytes {
+    const LOOKS_UP: bool = false;
     const IS_BYTES: bool = true;
 }
 
@@ -199,6 +220,12 @@ impl<V, K: Kind, const R: usize, const T: usize> Part<'_, V, K, R, T> {
         let of_codes = load_floats(&self.products.of_codes);
         let places = load_bytes(&self.products.places);
         let offset = _mm_set1_epi8(self.products.offset);
+        let unpacker = Unpacker::new(self.products.codes.bits);
+        let spread = |bytes| {
+            let words = _mm_permutexvar_epi8(_mm512_castsi512_si128(unpacker.bytes), bytes);
+            let codes = _mm_multishift_epi64_epi8(_mm512_castsi512_si128(unpacker.shifts), words);
+            _mm_and_si128(codes, _mm512_castsi512_si128(unpacker.mask))
+        };
         for group in 0..self.granules.div_ceil(OF_GROUP) {
             let (mut scales, mut added, mut tables) =
                 ([of_codes; R], [_mm512_setzero_ps(); R], [of_codes; R]);
@@ -218,15 +245,16 @@ impl<V, K: Kind, const R: usize, const T: usize> Part<'_, V, K, R, T> {
                 }
                 for r in 0..R {
                     let codes = codes(r, granule);
-                    let weights = if K::IS_BYTES {
-                        let codes = _mm_add_epi8(load_16(&codes), offset);
-                        let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
-                        let scaled = _mm512_mul_ps(values, scales[r]);
-                        if self.zeros.is_some() { _mm512_add_ps(scaled, added[r]) } else { scaled }
-                    } else {
+                    let weights = if K::LOOKS_UP {
                         let [word, _]: [i64; 2] = bytemuck::cast(codes);
                         let words = _mm512_set1_epi64(word);
                         _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(places, words), tables[r])
+                    } else {
+                        let codes = load_16(&codes);
+                        let codes = _mm_add_epi8(if K::IS_BYTES { codes } else { spread(codes) }, offset);
+                        let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+                        let scaled = _mm512_mul_ps(values, scales[r]);
+                        if self.zeros.is_some() { _mm512_add_ps(scaled, added[r]) } else { scaled }
                     };
                     for t in 0..T {
                         lanes[r][t] = _mm512_fmadd_ps(weights, x[t], lanes[r][t]);
