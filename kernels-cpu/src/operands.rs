@@ -9,8 +9,24 @@ pub(crate) const GRANULE: usize = 16;
 /// Granules of a block.
 pub(crate) const GRANULES: usize = BLOCK / GRANULE;
 
-/// Vectors that are prepared of a token for each 8 blocks, where there are few tokens.
-pub(crate) const PREPARED: usize = 11;
+/// Vectors that are prepared of a token for each 8 blocks, where there are few tokens: activations and what belongs
+/// to them.
+pub(crate) const PREPARED: usize = 10;
+
+/// Room for what is prepared of a token for rows of `blocks` blocks: [`PREPARED`] vectors for each 8 blocks in one
+/// copy, 2 or 4, and one more, for zero points.
+///
+/// Rows take turns at copies: they read one stream that goes on for longer. The processor foresees where it goes,
+/// but not that it begins anew.
+pub(crate) fn room(blocks: usize) -> usize {
+    let eights = blocks.div_ceil(8);
+    let copies = match eights {
+        ..=4 => 4,
+        5..=8 => 2,
+        _ => 1,
+    };
+    eights * (PREPARED * copies + 1)
+}
 
 /// What a code means before zero and scale.
 #[derive(Clone, Copy, Debug)]

@@ -144,7 +144,7 @@ pub(crate) fn fast(
 }
 
 /// As [`fast`], with scales as they are stored, where there is a kernel for that: else `false`.
-/// Few tokens; `prepared` has [`crate::operands::PREPARED`] vectors for each 8 blocks.
+/// Few tokens; `prepared` has the vectors of [`crate::operands::room`].
 pub(crate) fn fast_stored(
     simd: Simd,
     codes: &Codes<'_>,

@@ -4,7 +4,7 @@ use super::{Node, Plan as AnyPlan, Wanted, read_child};
 use crate::arch;
 use crate::error::Result;
 use crate::operands::{
-    BLOCK, Codes, GRANULE, GRANULES, Input, Map, PREPARED, Scaled, Small, StoredScales, Twice, Zero,
+    BLOCK, Codes, GRANULE, GRANULES, Input, Map, Scaled, Small, StoredScales, Twice, Zero, room,
 };
 use cmf_format::DType;
 use cmf_format::bits::row_bytes;
@@ -150,7 +150,7 @@ impl Plan {
     pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
         let is_fast = self.is_fast(input);
-        let prepared = work.lanes.sized(if is_fast { PREPARED * self.blocks.div_ceil(8) } else { 0 });
+        let prepared = work.lanes.sized(if is_fast { room(self.blocks) } else { 0 });
         let done = if is_fast && input.tokens >= FEW {
             false
         } else if let Some(codes) = self.as_stored(view, rows.clone()) {

@@ -37,10 +37,10 @@ pub(super) type Values = (__m512, Option<__m512>);
 
 /// What is prepared of a token for 16 groups: 8 blocks of activations, the scale of each group's activations, and what
 /// is taken off sums of products, the integers in the place of floats. All rows read it, in one stream.
-type Prepared = [[f32; 16]; PREPARED - 1];
+type Prepared = [[f32; 16]; PREPARED];
 
-/// Rows whose scales are f16. Gives whether that was done. `prepared` has [`PREPARED`] vectors for each 8
-/// blocks.
+/// Rows whose scales are f16. Gives whether that was done. `prepared` has the vectors of
+/// [`crate::operands::room`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx2,bmi2,fma,f16c,gfni")]
 pub(in crate::arch) fn fast_stored(
     codes: &Codes<'_>,
@@ -263,14 +263,21 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
         let used = u64::MAX >> (64 - bytes);
         let (sums_of, prepared) = prepared.split_at_mut(sixteens.min(prepared.len()));
         let prepared = prepared.as_chunks_mut().0;
-        let (prepared, _) = prepared.split_at_mut(sixteens.min(prepared.len()));
+        let Some(copies @ 1..) = prepared.len().checked_div(sixteens) else { return };
         for token in 0..input.tokens {
-            self.prepare::<N, P>(input, token, blocks(token), &taken, prepared, sums_of);
-            let (whole, after) = prepared.split_at(count.min(prepared.len()));
-            let (sums_of, sums_after) = sums_of.split_at(count.min(sums_of.len()));
-            let off = after.first().map_or([_mm512_setzero_si512(); P], |last| taken_off(last, &taken));
-            let last = after.first().zip(sums_after.first());
+            let (first, others) = prepared.split_at_mut(sixteens.min(prepared.len()));
+            self.prepare::<N, P>(input, token, blocks(token), &taken, first, sums_of);
+            others.chunks_exact_mut(sixteens.max(1)).for_each(|other| other.copy_from_slice(first));
+            let off = first.get(count).map_or([_mm512_setzero_si512(); P], |last| taken_off(last, &taken));
+            let (sums_of, last_sums) = (sums_of.get(..count).unwrap_or(&[]), sums_of.get(count));
             let of_row = |row: usize, mut own: *const u8| {
+                // One of the copies, each in its turn where they are a power of two.
+                let start = (row & (copies - 1)) * sixteens;
+                // SAFETY: there are `copies` of `sixteens` each, of which `count` are no more.
+                let (whole, last) = unsafe {
+                    let copy = prepared.get_unchecked(start..start + sixteens);
+                    (copy.get_unchecked(..count), copy.get(count))
+                };
                 if asks_by_row {
                     ask_ahead::<AHEAD, 1024>(own, row_bytes);
                 }
@@ -299,7 +306,7 @@ impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
                     lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), of_groups, lanes);
                     own = own.wrapping_add(P * bytes);
                 }
-                let Some(([q @ .., scales, _], sums_of)) = last else { return lanes };
+                let (Some([q @ .., scales, _]), Some(sums_of)) = (last, last_sums) else { return lanes };
                 if asks_for_all {
                     ask_ahead::<AHEAD, 64>(own, rest_bytes);
                 }
