@@ -13,19 +13,14 @@ pub(crate) const GRANULES: usize = BLOCK / GRANULE;
 /// to them.
 pub(crate) const PREPARED: usize = 10;
 
-/// Room for what is prepared of a token for rows of `blocks` blocks: [`PREPARED`] vectors for each 8 blocks in one
-/// copy, 2 or 4, and one more, for zero points.
+/// Room for what is prepared of a token for rows of `row_bytes` bytes: [`PREPARED`] vectors for each 8 blocks in one
+/// copy or 4, and one more, for zero points.
 ///
-/// Rows take turns at copies: they read one stream that goes on for longer. The processor foresees where it goes,
-/// but not that it begins anew.
-pub(crate) fn room(blocks: usize) -> usize {
-    let eights = blocks.div_ceil(8);
-    let copies = match eights {
-        ..=4 => 4,
-        5..=8 => 2,
-        _ => 1,
-    };
-    eights * (PREPARED * copies + 1)
+/// Short rows take turns at copies, and read one stream that goes on for longer: the processor foresees where it
+/// goes, but not that it begins anew.
+pub(crate) fn room(blocks: usize, row_bytes: usize) -> usize {
+    let copies = if row_bytes <= 1152 { 4 } else { 1 };
+    blocks.div_ceil(8) * (PREPARED * copies + 1)
 }
 
 /// What a code means before zero and scale.
