@@ -13,13 +13,13 @@ pub(crate) const GRANULES: usize = BLOCK / GRANULE;
 /// to them.
 pub(crate) const PREPARED: usize = 10;
 
-/// Room for what is prepared of a token for rows of `row_bytes` bytes: [`PREPARED`] vectors for each 8 blocks in one
-/// copy or 4, and one more, for zero points.
+/// Room for what is prepared of a token for `rows` rows of `row_bytes` bytes: [`PREPARED`] vectors for each 8 blocks in
+/// one copy or 4, and one more, for zero points.
 ///
-/// Short rows take turns at copies, and read one stream that goes on for longer: the processor foresees where it
-/// goes, but not that it begins anew.
-pub(crate) fn room(blocks: usize, row_bytes: usize) -> usize {
-    let copies = if row_bytes <= 1152 { 4 } else { 1 };
+/// Short rows, where there are many, take turns at copies, and read one stream that goes on for longer: the processor
+/// foresees where it goes, but not that it begins anew.
+pub(crate) fn room(blocks: usize, rows: usize, row_bytes: usize) -> usize {
+    let copies = if row_bytes <= 1152 && rows.saturating_mul(row_bytes) >= 1 << 19 { 4 } else { 1 };
     blocks.div_ceil(8) * (PREPARED * copies + 1)
 }
 

@@ -150,7 +150,8 @@ impl Plan {
     pub(super) fn multiply(&self, view: &View<'_>, input: &Input<'_>, wanted: Wanted<'_>) -> Result<()> {
         let Wanted { simd, rows, out, work } = wanted;
         let is_fast = self.is_fast(input);
-        let prepared = work.lanes.sized(if is_fast { room(self.blocks, self.row_bytes) } else { 0 });
+        let prepared =
+            work.lanes.sized(if is_fast { room(self.blocks, rows.len(), self.row_bytes) } else { 0 });
         let done = if is_fast && input.tokens >= FEW {
             false
         } else if let Some(codes) = self.as_stored(view, rows.clone()) {
