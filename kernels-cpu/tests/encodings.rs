@@ -47,6 +47,17 @@ fn grouped_long_rows() -> Result {
     Ok(())
 }
 
+/// Half a megabyte of short rows on one thread: kernels of few tokens then read copies of activations by turns.
+#[test]
+fn grouped_many_short_rows() -> Result {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    for (bits, rows, cols) in [(4, 1027, 1100), (8, 481, 1120)] {
+        let node = Grouped::symmetric(bits, 32).node(rows, cols, &mut Numbers(5))?;
+        pool.install(|| check(Parts::of(node), rows, cols, 2, QUANTISES).map_err(|e| e.to_string()))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn grouped_groups_of_every_size() -> Result {
     for group_cols in [16, 32, 48, 64, 96, 128, 256, 0] {
