@@ -231,7 +231,7 @@ struct Products<'k, V> {
 }
 
 impl<V: Fn(usize, usize, bool) -> Values> Products<'_, V> {
-    /// Adds all products. Activations come in pieces of one or two blocks, `P` for 16 groups, of which a row has
+    /// Adds all products. Activations come in pieces of `N` blocks, `P` for 16 groups, of which a row has
     /// `bytes` bytes each. `product` adds products of codes and activations of a piece to sums, from which `taken` is
     /// to be taken, as codes have an offset; whether codes are `NARROW` says how sums are folded.
     #[inline]
